@@ -1,0 +1,66 @@
+# A bare Debian or Ubuntu with Python 3.11 or newer, or macOS, needs nothing but `make demo` or `make test`.
+#
+#   make demo     tune the embedded model towards real music and show the page with the result
+#   make test     every check and the whole test suite, on the CPU
+#   make check    ruff, pyright, import-linter, codespell
+#   make bench    the committed benchmarks again
+#   make assets   build the embedded model from public-domain scores (hours on a CPU)
+#
+# PYTHON=python3.12       another interpreter
+# TORCH_INDEX=URL         where torch comes from; on Linux without an NVIDIA GPU
+#                         TORCH_INDEX=https://download.pytorch.org/whl/cpu saves gigabytes
+
+TORCH := torch==2.13.0
+NEWER := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c '$(NEWER)' >/dev/null 2>&1 && echo $$p && break; done)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+EDITABLE := $(INSTALL) --no-build-isolation --constraint constraints.txt --editable
+
+.PHONY: demo test check bench assets clean
+
+demo: .venv/.stamp-run
+	@$(BIN)/dragontune tune recipes/demo.yaml $(if $(wildcard runs/demo),--resume)
+	@echo "Listen to the result: file://$(CURDIR)/runs/demo/report/index.html"
+
+test: check
+	$(BIN)/python -m pytest
+
+check: .venv/.stamp-dev
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+	$(BIN)/codespell
+
+bench: .venv/.stamp-run
+	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file"; done
+
+assets: .venv/.stamp-assets
+	$(BIN)/python assets/build.py
+
+clean:
+	rm -rf .venv
+
+# torch first and by itself, because its index may be another one
+.venv/.stamp-run: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "dragontune needs Python 3.11 or newer, and none was found: install it, \
+	or name it with make PYTHON=/path/to/python"; exit 2; }
+	@$(PYTHON) -c '$(NEWER)' || { echo "dragontune needs Python 3.11 or newer, got $$($(PYTHON) --version): \
+	name another with make PYTHON=/path/to/python"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing: \
+	install it (Debian and Ubuntu: sudo apt install python3-venv) and run make again"; exit 2; }
+	@echo "installing the pinned dependencies into .venv (once, a few minutes)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(INSTALL) $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@$(INSTALL) --constraint constraints.txt setuptools
+	@$(EDITABLE) .
+	@touch $@
+
+.venv/.stamp-dev: .venv/.stamp-run
+	@$(EDITABLE) '.[dev]'
+	@touch $@
+
+.venv/.stamp-assets: .venv/.stamp-run
+	@$(EDITABLE) '.[assets]'
+	@touch $@
