@@ -1,0 +1,56 @@
+"""Tune, steer and judge generative media models with any reward: of one item, or of a whole set.
+
+Importing this is light: a name below is loaded from its module when it is first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "InputError": "errors",
+    "Key": "seeding",
+    "Rows": "data",
+    "Samples": "data",
+    "Demonstrations": "data",
+    "Audio": "media.audio",
+    "Edm": "schedule",
+    "Cosine": "schedule",
+    "Flow": "schedule",
+    "Sampler": "sampling",
+    "Generator": "generators.base",
+    "Lora": "generators.adapters",
+    "load": "generators.pretrained",
+    "Encoder": "encoders.base",
+    "TextEncoder": "encoders.base",
+    "TinyClap": "encoders.clap",
+    "Latents": "encoders.latents",
+    "Reference": "reference",
+    "Reward": "rewards.base",
+    "InstanceReward": "rewards.base",
+    "DistributionReward": "rewards.base",
+    "DifferentiableReward": "rewards.base",
+    "SetFrechet": "rewards.frechet",
+    "SongFrechet": "rewards.frechet",
+    "Alignment": "rewards.alignment",
+    "Vendi": "rewards.diversity",
+    "Sum": "rewards.combine",
+    "contrast": "demonstrations",
+    "Dpo": "losses",
+    "Kto": "losses",
+    "Algorithm": "algorithms.base",
+    "Dragon": "algorithms.dragon",
+    "Loop": "training.loop",
+    "evaluate": "evaluation.evaluate",
+}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the table leads to
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return ["__version__", *sorted(_HOME)]

@@ -1,0 +1,41 @@
+"""An Algorithm answers two questions: what to collect on-policy, and what to minimise on it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dragontune.data import Rows
+from dragontune.generators.base import Generator
+from dragontune.rewards.base import Reward
+from dragontune.sampling import Sampler
+from dragontune.seeding import Key
+
+Experience = TypeVar("Experience", bound=Rows)
+Metrics = Mapping[str, float]
+
+
+class Algorithm(ABC, Generic[Experience]):
+    """One round is: `collect` once, then a few updates, each of which is `prepare` on a batch and `loss` on its parts."""
+
+    generator: Generator
+    reward: Reward
+    sampler: Sampler
+
+    @abstractmethod
+    def collect(self, prompts: Sequence[str], key: Key) -> tuple[Experience, Metrics]:
+        """Generate and score; no gradients. The metrics contain `reward`, the policy's reward before this round's updates."""
+
+    @abstractmethod
+    def prepare(self, batch: Experience, key: Key) -> Rows:
+        """What the loss must know of the whole batch before it is split into micro-batches; no gradients."""
+
+    @abstractmethod
+    def loss(self, batch: Rows) -> tuple[Float[Tensor, ""], Metrics]:
+        """A scalar to minimise, the mean over the rows of a part of what `prepare` returned, and numbers to log."""
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What the optimiser moves."""
+        return self.generator.parameters()

@@ -1,0 +1,189 @@
+"""LoRA (Hu et al. 2021) on the linear layers of any network, through peft. This is the only file that knows peft.
+
+The adapter lives in the network: `attach` puts it there, and the other functions find it there. A network without one
+is its own reference and has nothing to train.
+"""
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
+from peft.helpers import rescale_adapter_scale
+from peft.tuners.lora import LoraLayer
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from dragontune.errors import InputError
+
+ADAPTER = "default"
+PREFIX = "base_model.model."  # what a PeftModel puts before the names of the network it wraps
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """The change of a linear layer is `alpha / rank` times an up- and a down-projection; it starts at zero.
+
+    `targets` names layers by their last path components, as peft does.
+
+    >>> Lora(rank=8, targets=("to_q", "to_v")).alpha
+    16.0
+    """
+
+    rank: int = 16
+    alpha: float = 16.0
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise InputError(f"expected a LoRA rank of at least 1, got {self.rank}; set lora.rank")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise InputError(f"expected a positive LoRA alpha, got {self.alpha}; set lora.alpha")
+
+
+def attach(network: nn.Module, lora: Lora) -> None:
+    """Freeze `network` and add a fresh adapter, the same for the same seed; global random state is left alone.
+
+    Raises:
+        InputError: a target is not a linear layer of the network.
+    """
+    if attached(network):
+        raise ValueError("the network has an adapter already")
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    targets = linear if lora.targets == "all-linear" else list(lora.targets)
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in linear):
+            last = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+            raise InputError(f"expected LoRA targets among the linear layers ({last}), got {target}; set lora.targets")
+    # peft's type asks for an integer alpha, its arithmetic does not
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets)  # pyright: ignore[reportArgumentType]
+    _inject(network, config, lora.seed)
+
+
+def attached(network: nn.Module) -> bool:
+    """Whether the network has an adapter."""
+    return any(_layers(network))
+
+
+def parameters(network: nn.Module) -> Iterator[nn.Parameter]:
+    """The adapter's weights, in the network's order; none without an adapter."""
+    for layer in _layers(network):
+        for name in layer.adapter_layer_names:
+            yield from getattr(layer, name).parameters()
+
+
+@contextmanager
+def disabled(network: nn.Module) -> Iterator[None]:
+    """Within it the network computes what it would without the adapter, bit for bit. May be nested."""
+    layers = [layer for layer in _layers(network) if not layer.disable_adapters]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+@contextmanager
+def scaled(network: nn.Module, gamma: float) -> Iterator[None]:
+    """Within it the adapter's change is multiplied by `gamma`; 0 is exactly `disabled`."""
+    with ExitStack() as stack:
+        if gamma == 0:
+            stack.enter_context(disabled(network))
+        elif attached(network):
+            stack.enter_context(rescale_adapter_scale(network, gamma))
+        yield
+
+
+def save(network: nn.Module, folder: str | Path, base: str) -> None:
+    """Write the adapter so that `PeftModel.from_pretrained(network, folder)` restores it; `base` names the model.
+
+    The same adapter gives the same bytes.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = _config(network).to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
+    (folder / CONFIG_FILE).write_text(json.dumps(config, default=sorted, indent=2, sort_keys=True) + "\n")
+    weights = {f"{PREFIX}{name}": value.contiguous().cpu() for name, value in _weights(network).items()}
+    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+
+
+def load(network: nn.Module, folder: str | Path) -> None:
+    """Give the network the adapter in `folder`, in place where it fits the present one, else instead of it.
+
+    Raises:
+        InputError: the folder holds no readable LoRA, or one of another network.
+    """
+    config, weights = _read(Path(folder))
+    if not (attached(network) and _key(_config(network)) == _key(config)):
+        detach(network)
+        try:
+            _inject(network, config, seed=0)
+        except ValueError as error:
+            raise InputError(f"expected an adapter for this model, got {folder} ({error}); use another") from error
+    expected = {name: value.shape for name, value in _weights(network).items()}
+    got = {name: value.shape for name, value in weights.items()}
+    if expected != got:
+        odd = sorted(set(expected.items()) ^ set(got.items()))[0]
+        raise InputError(
+            f"expected an adapter for this model, got {folder}, which differs in {odd[0]} {tuple(odd[1])}; "
+            "use the model that the adapter was trained on"
+        )
+    set_peft_model_state_dict(network, weights, ADAPTER)
+
+
+def detach(network: nn.Module) -> None:
+    """Take the adapter out; the network is what it was before, and frozen."""
+    for name, layer in [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]:
+        network.set_submodule(name, layer.get_base_layer())
+        network.__dict__.pop("peft_config", None)
+
+
+def _layers(network: nn.Module) -> Iterator[LoraLayer]:
+    return (module for module in network.modules() if isinstance(module, LoraLayer))
+
+
+def _config(network: nn.Module) -> LoraConfig:
+    return network.__dict__["peft_config"][ADAPTER]
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    return get_peft_model_state_dict(network, adapter_name=ADAPTER, save_embedding_layers=False)
+
+
+def _key(config: LoraConfig) -> str:
+    """What decides the adapter's shape and scale."""
+    names = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "bias")
+    return json.dumps({name: getattr(config, name) for name in names}, default=sorted, sort_keys=True)
+
+
+def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise InputError(f"expected an adapter in peft's format, got {folder} without {name}; check the folder")
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+        weights = load_file(folder / WEIGHTS_FILE)
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise InputError(f"expected a readable adapter, got {folder} ({error}); restore the folder") from error
+    if not isinstance(config, LoraConfig):
+        raise InputError(f"expected a LoRA adapter, got {folder} of another kind; only LoRA is supported")
+    config.inference_mode = False
+    config.init_lora_weights = True  # other starts may touch the base weights; what is loaded replaces any start
+    return config, {name.removeprefix(PREFIX): value for name, value in weights.items()}
+
+
+def _inject(network: nn.Module, config: LoraConfig, seed: int) -> None:
+    """Let peft draw the down-projections from the CPU's global random stream, and put that back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        inject_adapter_in_model(config, network, ADAPTER)

@@ -1,0 +1,65 @@
+"""A Generator turns prompts into latents and latents into media. It knows nothing of rewards."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dragontune.data import Media, Rows
+from dragontune.schedule import Schedule
+
+
+class Generator(ABC):
+    """A diffusion or flow model with switchable adapters.
+
+    `denoise` has one convention whatever the network predicts: it returns the estimate of the clean latents,
+    E[x_0 | x_t]; epsilon, velocity and EDM-preconditioned networks are converted by the subclass.
+    """
+
+    name: str
+    """What the model is called in reports: `tiny-music`, a folder or a hub name."""
+    schedule: Schedule
+    latent_shape: tuple[int, ...]
+    sample_rate: int
+    device: torch.device
+
+    @abstractmethod
+    def encode_prompts(self, prompts: Sequence[str]) -> Rows:
+        """The condition, one row a prompt; the empty prompt is the unconditional one."""
+
+    @abstractmethod
+    def denoise(
+        self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Rows
+    ) -> Float[Tensor, " n *latent"]:
+        """The model's estimate of the clean latents at times `t` in [0, 1] (1 = noise)."""
+
+    @abstractmethod
+    def decode(self, latents: Float[Tensor, " n *latent"]) -> Media:
+        """Latents to media; gradients pass."""
+
+    @abstractmethod
+    def encode(self, media: Media) -> Float[Tensor, " n *latent"]:
+        """Media to latents (the mean of the posterior); gradients pass."""
+
+    @abstractmethod
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The trainable adapter weights, and only those."""
+
+    @abstractmethod
+    def reference(self) -> AbstractContextManager[None]:
+        """Within it the adapters are off: `denoise` is the frozen pretrained model, bit for bit."""
+
+    @abstractmethod
+    def scaled(self, gamma: float) -> AbstractContextManager[None]:
+        """Within it the adapters' change is multiplied by `gamma` (0: the pretrained model, 1: as tuned)."""
+
+    @abstractmethod
+    def save_adapter(self, folder: str) -> None:
+        """Write the adapter in peft's format into `folder`."""
+
+    @abstractmethod
+    def load_adapter(self, folder: str) -> None:
+        """Replace the adapter by the one in `folder` (peft's format); InputError if it does not fit."""

@@ -1,0 +1,172 @@
+"""Stable Audio Open (Evans et al. 2024) and its kin, by diffusers' StableAudioPipeline, as a Generator.
+
+The network predicts the velocity of a variance-preserving process with a cosine; diffusers writes the same in EDM's
+scaling, where its time is 2/pi arctan(sigma). Left out: initial audio, negative prompts, start seconds other than 0.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import atan, log, pi
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
+from diffusers.models.embeddings import get_1d_rotary_pos_embed
+from diffusers.models.transformers.stable_audio_transformer import StableAudioDiTModel
+from diffusers.pipelines.stable_audio.pipeline_stable_audio import StableAudioPipeline
+from jaxtyping import Float
+from torch import Tensor
+
+from dragontune.data import Rows
+from dragontune.errors import InputError
+from dragontune.generators.pipeline import Codec, PipelineGenerator, frozen, match, whole_frames
+from dragontune.media.audio import Audio
+from dragontune.schedule import Cosine, Schedule, expand
+
+
+@dataclass(frozen=True, eq=False)
+class Condition(Rows):
+    """Text tokens followed by the start and end second, and the two seconds for the global embedding."""
+
+    tokens: Float[Tensor, " n tokens width"]
+    seconds: Float[Tensor, " n 1 seconds_width"]
+
+
+@dataclass(frozen=True)
+class ExponentialCosine(Schedule):
+    """The process of `Cosine`, visited where sigma / alpha falls by equal factors from `ratio_max` to `ratio_min`."""
+
+    ratio_min: float = 0.3
+    ratio_max: float = 500.0
+
+    def alpha(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """cos(pi t / 2)."""
+        return Cosine().alpha(t)
+
+    def sigma(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """sin(pi t / 2)."""
+        return Cosine().sigma(t)
+
+    def training_times(self, uniforms: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """Uniform up to the time of `ratio_max`, the noisiest that the sampler visits."""
+        return uniforms * (atan(self.ratio_max) * 2 / pi)
+
+    def times(self, steps: int) -> Float[Tensor, " times"]:
+        """From just under 1, as diffusers' CosineDPMSolverMultistepScheduler, then 0."""
+        ratios = torch.linspace(log(self.ratio_max), log(self.ratio_min), steps, dtype=torch.float64).exp()
+        return torch.cat([ratios.atan() * 2 / pi, ratios.new_zeros(1)])
+
+
+@dataclass(frozen=True, eq=False)
+class OobleckCodec(Codec):
+    """Stable Audio's convolutional autoencoder."""
+
+    vae: AutoencoderOobleck
+    sample_rate: int
+    channels: int
+    stride: int
+
+    @property
+    def network(self) -> AutoencoderOobleck:
+        """The autoencoder."""
+        return self.vae
+
+    def encode(self, audio: Audio) -> Float[Tensor, " n latent_channels frames"]:
+        """The posterior's mean; the end is padded to a whole frame."""
+        waveform = whole_frames(match(audio, self).waveform, self.stride)
+        return self.vae.encode(waveform, return_dict=False)[0].mode()
+
+    def decode(self, latents: Float[Tensor, " n latent_channels frames"]) -> Audio:
+        """Latents to audio."""
+        # the annotation of diffusers asks for a float tensor, as this one is
+        waveform = self.vae.decode(latents, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
+        return Audio(waveform, self.sample_rate)
+
+
+@dataclass(frozen=True, eq=False)
+class StableAudio(PipelineGenerator):
+    """The pipeline's parts behind the generator's interface; made by `open_generator`."""
+
+    name: str
+    pipeline: StableAudioPipeline
+    codec: Codec
+    schedule: Schedule
+    latent_shape: tuple[int, ...]
+    sample_rate: int
+    device: torch.device
+    seconds: float
+
+    @property
+    def network(self) -> StableAudioDiTModel:
+        """The diffusion transformer."""
+        return self.pipeline.transformer
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """Text and seconds; the empty prompt has zeros for both among the tokens, as the pipeline's guidance has."""
+        text = self.pipeline.encode_prompt(list(prompts), self.device, False)
+        start, end = self.pipeline.encode_duration(0.0, self.seconds, self.device, False, len(prompts))
+        said = torch.tensor([prompt != "" for prompt in prompts], device=self.device)
+        parts = [part for part in (text, start, end) if part is not None]  # none is: diffusers' annotation is wider
+        tokens = torch.where(said[:, None, None], torch.cat(parts, dim=1), 0.0)
+        return Condition(tokens, torch.cat([start, end], dim=2))
+
+    def denoise(
+        self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Rows
+    ) -> Float[Tensor, " n *latent"]:
+        """x_0 = alpha x - sigma v."""
+        if not isinstance(condition, Condition):
+            raise TypeError(f"expected this model's Condition, got {type(condition).__name__}")
+        rotary = get_1d_rotary_pos_embed(
+            self.network.config["attention_head_dim"] // 2,
+            noisy.shape[2] + condition.seconds.shape[1],
+            use_real=True,
+            repeat_interleave_real=False,
+        )
+        velocity = self.network(
+            noisy,
+            t.to(noisy),
+            encoder_hidden_states=condition.tokens,
+            global_hidden_states=condition.seconds,
+            rotary_embedding=rotary,
+            return_dict=False,
+        )[0]
+        alpha, sigma = (expand(value.to(noisy), noisy) for value in (self.schedule.alpha(t), self.schedule.sigma(t)))
+        return alpha * noisy - sigma * velocity
+
+    def decode(self, latents: Float[Tensor, " n *latent"]) -> Audio:
+        """Latents to audio of `seconds`."""
+        audio = self.codec.decode(latents)
+        return Audio(audio.waveform[..., : int(self.seconds * self.sample_rate)], self.sample_rate)
+
+
+def open_generator(folder: str, name: str, device: torch.device) -> StableAudio:
+    """The generator in a local pipeline folder; without diffusers' scheduler, whose place our sampler takes."""
+    schedule = _schedule(Path(folder))
+    pipeline = StableAudioPipeline.from_pretrained(folder, scheduler=None, use_safetensors=True, local_files_only=True)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.projection_model, pipeline.transformer):
+        frozen(part, device)
+    codec, config = _codec(pipeline.vae), pipeline.transformer.config
+    shape = (config["in_channels"], config["sample_size"])
+    longest = config["sample_size"] * codec.stride / codec.sample_rate
+    seconds = min(longest, float(pipeline.projection_model.config["max_value"]))
+    return StableAudio(name, pipeline, codec, schedule, shape, codec.sample_rate, device, seconds)
+
+
+def open_codec(folder: str, device: torch.device) -> OobleckCodec:
+    """The autoencoder alone."""
+    vae = AutoencoderOobleck.from_pretrained(folder, subfolder="vae", use_safetensors=True, local_files_only=True)
+    return _codec(frozen(vae, device))
+
+
+def _codec(vae: AutoencoderOobleck) -> OobleckCodec:
+    return OobleckCodec(vae, vae.config["sampling_rate"], vae.config["audio_channels"], vae.hop_length)
+
+
+def _schedule(folder: Path) -> ExponentialCosine:
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    kind = {name: config.get(name) for name in ("sigma_data", "prediction_type", "sigma_schedule")}
+    if kind != {"sigma_data": 1.0, "prediction_type": "v_prediction", "sigma_schedule": "exponential"}:
+        raise InputError(f"expected Stable Audio's scheduler (sigma_data 1, v_prediction, exponential), got {kind}")
+    return ExponentialCosine(config["sigma_min"], config["sigma_max"])

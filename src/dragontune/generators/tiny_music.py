@@ -1,0 +1,101 @@
+"""`tiny-music`, the embedded text-to-music model, as a Generator (EDM parametrisation, T5 text tokens)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dragontune.data import Rows
+from dragontune.generators.pipeline import Codec, PipelineGenerator, frozen, match, whole_frames
+from dragontune.generators.tiny import TinyAutoencoder, TinyDiT, TinyMusicPipeline
+from dragontune.media.audio import Audio
+from dragontune.schedule import Edm, Schedule
+
+
+@dataclass(frozen=True, eq=False)
+class Condition(Rows):
+    """Text tokens; `mask` is 1 where the token is real."""
+
+    text: Float[Tensor, " n tokens width"]
+    mask: Int[Tensor, " n tokens"]
+
+
+@dataclass(frozen=True, eq=False)
+class TinyCodec(Codec):
+    """The autoencoder of `tiny-music`: mono, one latent frame every 64 ms."""
+
+    vae: TinyAutoencoder
+    sample_rate: int
+    stride: int
+    channels: int = 1
+
+    @property
+    def network(self) -> TinyAutoencoder:
+        """The autoencoder."""
+        return self.vae
+
+    def encode(self, audio: Audio) -> Float[Tensor, " n latent_channels frames"]:
+        """The posterior's mean, standardised; the end is padded to a whole frame."""
+        return self.vae.encode(whole_frames(match(audio, self).waveform, self.stride))
+
+    def decode(self, latents: Float[Tensor, " n latent_channels frames"]) -> Audio:
+        """Latents to mono audio."""
+        return Audio(self.vae.decode(latents), self.sample_rate)
+
+
+@dataclass(frozen=True, eq=False)
+class TinyMusic(PipelineGenerator):
+    """The pipeline's parts behind the generator's interface; made by `open_generator`."""
+
+    name: str
+    pipeline: TinyMusicPipeline
+    codec: Codec
+    schedule: Schedule
+    latent_shape: tuple[int, ...]
+    sample_rate: int
+    device: torch.device
+
+    @property
+    def network(self) -> TinyDiT:
+        """The diffusion transformer."""
+        return self.pipeline.transformer
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+        """The text encoder's tokens, padded to one length so that a prompt's do not depend on its neighbours."""
+        tokens = self.pipeline.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        mask = tokens.attention_mask.to(self.device)
+        return Condition(self.pipeline.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0], mask)
+
+    def denoise(
+        self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Rows
+    ) -> Float[Tensor, " n *latent"]:
+        """EDM's D(x; sigma). At t = 0 there is no noise, and the input is the estimate."""
+        if not isinstance(condition, Condition):
+            raise TypeError(f"expected this model's Condition, got {type(condition).__name__}")
+        sigma = self.schedule.sigma(t).to(noisy)
+        clean = self.network.denoise(noisy, sigma.clamp(min=1e-6), condition.text, condition.mask)
+        return torch.where((sigma > 0)[:, None, None], clean, noisy)
+
+
+def open_generator(folder: str, name: str, device: torch.device) -> TinyMusic:
+    """The generator in a local pipeline folder."""
+    pipeline = TinyMusicPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
+        frozen(part, device)
+    config = pipeline.transformer.config
+    schedule = Edm(**{name: config[name] for name in ("sigma_min", "sigma_max", "p_mean", "p_std", "sigma_data")})
+    codec, shape = _codec(pipeline.vae), (config["channels"], config["frames"])
+    return TinyMusic(name, pipeline, codec, schedule, shape, codec.sample_rate, device)
+
+
+def open_codec(folder: str, device: torch.device) -> TinyCodec:
+    """The autoencoder alone."""
+    network = TinyAutoencoder.from_pretrained(folder, subfolder="vae", use_safetensors=True, local_files_only=True)
+    return _codec(frozen(network, device))
+
+
+def _codec(vae: TinyAutoencoder) -> TinyCodec:
+    return TinyCodec(vae, vae.config["sample_rate"], vae.config["hop"] * vae.config["stride"])

@@ -1,0 +1,121 @@
+"""Audio: waveforms with their sample rate, read from and written to files (soundfile), resampled (soxr)."""
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dragontune.data import Rows
+from dragontune.errors import InputError
+
+READABLE = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus")
+WRITABLE = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+BLOCK = 1 << 16  # frames handed to the codec at once: the Vorbis encoder needs stack in proportion
+
+
+@dataclass(frozen=True, eq=False)
+class Audio(Rows):
+    """Equally long clips at one sample rate; full scale is -1 to 1.
+
+    >>> Audio(torch.zeros(2, 1, 16000), 16000).seconds
+    1.0
+    """
+
+    waveform: Float[Tensor, " n channels samples"]
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        """The duration of a clip."""
+        return self.waveform.shape[-1] / self.sample_rate
+
+    def mono(self) -> "Audio":
+        """One channel: the mean of all."""
+        return self if self.waveform.shape[1] == 1 else Audio(self.waveform.mean(1, keepdim=True), self.sample_rate)
+
+    def resample(self, rate: int) -> "Audio":
+        """The same clips at `rate` hertz. Gradients pass only where the rates are equal (nothing is done then).
+
+        Raises:
+            ValueError: gradients are asked of a conversion that has none.
+        """
+        if rate == self.sample_rate:
+            return self
+        if torch.is_grad_enabled() and self.waveform.requires_grad:
+            raise ValueError(f"gradients do not pass through resampling from {self.sample_rate} to {rate} Hz")
+        clips = self.waveform.detach().cpu().float().numpy()
+        moved = np.stack([soxr.resample(clip.T, self.sample_rate, rate).T for clip in clips])
+        return Audio(torch.from_numpy(np.ascontiguousarray(moved)).to(self.waveform), rate)
+
+    def loudness(self) -> Float[Tensor, " n"]:
+        """The root mean square of each clip in decibels of full scale, at least -120. Not a perceptual loudness."""
+        return 10 * self.waveform.square().flatten(1).mean(1).clamp(min=1e-12).log10()
+
+    def write(self, path: str | Path) -> None:
+        """One clip to a 16-bit `.wav` or `.flac` or a Vorbis `.ogg` file; what exceeds full scale is clipped.
+
+        Raises:
+            InputError: another suffix.
+            OSError: the file cannot be written, for example because the disk is full.
+        """
+        path = Path(path)
+        if path.suffix.lower() not in WRITABLE:
+            raise InputError(f"expected a name ending in {', '.join(WRITABLE)}, got {path.name}; rename the output")
+        if len(self) != 1:
+            raise ValueError(f"expected one clip to write, got {len(self)}; index a row first")
+        kind, subtype = WRITABLE[path.suffix.lower()]
+        frames = self.waveform[0].detach().cpu().float().T.numpy()
+        encoded = io.BytesIO()  # the codec writes to memory, so that a full disk is an OSError and nothing else
+        with soundfile.SoundFile(encoded, "w", self.sample_rate, frames.shape[1], subtype, format=kind) as file:
+            for start in range(0, len(frames), BLOCK):
+                file.write(frames[start : start + BLOCK])
+        path.write_bytes(encoded.getvalue())
+
+
+def read(path: str | Path) -> Audio:
+    """One file as one row, every channel kept.
+
+    Raises:
+        InputError: the file is missing, not audio, torn, without a sample, or not finite; the message names it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"expected an audio file, got {path}, which is not there; check the path")
+    try:
+        frames, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise InputError(f"expected readable audio, got {path} ({error}); replace or remove the file") from error
+    if len(frames) == 0:
+        raise InputError(f"expected audio of some length, got {path} with no sample in it; replace or remove the file")
+    if not np.isfinite(frames).all():
+        raise InputError(f"expected finite samples, got {path} with NaN or infinity; replace or remove the file")
+    return Audio(torch.from_numpy(np.ascontiguousarray(frames.T))[None], rate)
+
+
+def folder(path: str | Path) -> list[Path]:
+    """The audio files in a folder and its sub-folders, hidden ones left out, in sorted order.
+
+    Raises:
+        InputError: there is no such folder, or no audio file in it.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"expected a folder of audio files, got {path}, which is not a folder; check the path")
+    found = sorted(_audio_files(path))
+    if not found:
+        raise InputError(f"expected audio files ({', '.join(READABLE)}) in {path}, got none; choose another folder")
+    return found
+
+
+def _audio_files(path: Path) -> Iterator[Path]:
+    for file in path.rglob("*"):
+        hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
+        if file.suffix.lower() in READABLE and file.is_file() and not hidden:
+            yield file

@@ -1,0 +1,69 @@
+"""Rewards: how good media is, one item at a time or a whole set at once. Higher is better, always.
+
+A reward is two stages. `encode` is slow and runs once for every item, where the item was made. `score` is fast and
+runs on any subset of the encoded items, gathered from every process: that is what lets a reward of a whole set be
+asked about many sets that differ by one item.
+"""
+
+from abc import ABC, abstractmethod
+from typing import final
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dragontune.data import Rows, Samples
+
+Features = Tensor | Rows
+"""What `encode` returns: anything with one row per item."""
+
+
+class Reward(ABC):
+    """A number to raise. Subclass `InstanceReward` or `DistributionReward`, never this."""
+
+    @property
+    def needs_media(self) -> bool:
+        """Whether `encode` looks at decoded media, or at prompts and latents only."""
+        return True
+
+    @property
+    def distance(self) -> bool:
+        """Whether the score is a distance with its sign turned; reports then show the distance, lower is better."""
+        return False
+
+    @property
+    def minimum(self) -> int:
+        """The fewest items that can be scored together."""
+        return 1
+
+    @abstractmethod
+    def encode(self, samples: Samples) -> Features:
+        """One row of features per item. Independent of the other items in the batch."""
+
+    @abstractmethod
+    def score(self, features: Features) -> Float[Tensor, " *scores"]:
+        """One score per item, or one for the set; float64 where the maths needs it."""
+
+    @final
+    def __call__(self, samples: Samples) -> Float[Tensor, " *scores"]:
+        """Encode and score."""
+        return self.score(self.encode(samples))
+
+
+class InstanceReward(Reward):
+    """One score per item. It may hold a `Reference`: then it is instance-to-distribution (per-song Fréchet)."""
+
+    @abstractmethod
+    def score(self, features: Features) -> Float[Tensor, " n"]:
+        """One score per row."""
+
+
+class DistributionReward(Reward):
+    """One score for the whole set, against a `Reference` (set Fréchet) or not (Vendi)."""
+
+    @abstractmethod
+    def score(self, features: Features) -> Float[Tensor, ""]:
+        """One score for all rows together."""
+
+
+class DifferentiableReward(Reward):
+    """Marker: gradients flow from the score back to the media."""

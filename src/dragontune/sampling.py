@@ -1,0 +1,217 @@
+"""One stateless sampler for every schedule, so that a step can be branched, scored or differentiated.
+
+First order: DDIM and Euler (eta 0), ancestral (eta 1), ping-pong (eta inf). Second order: DPM-Solver++ 2M (Lu et al.
+2022, arXiv 2211.01095). Guidance: classifier-free (Ho & Salimans 2022) and, on chosen steps, CFG++ (Chung et al. 2024,
+arXiv 2406.08070). Left out: Heun and third-order solvers, dynamic thresholding.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf, log, pi
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dragontune.data import Rows, Samples
+from dragontune.errors import InputError
+from dragontune.generators.base import Generator
+from dragontune.schedule import expand
+from dragontune.seeding import Key
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates(Rows):
+    """The clean estimates of a step, which the next second-order step extrapolates from."""
+
+    guided: Float[Tensor, " n *latent"]
+    unconditional: Float[Tensor, " n *latent"]
+
+
+@dataclass(frozen=True, eq=False)
+class State(Rows):
+    """Partly denoised latents, each with its condition, how many steps it has taken and which item it is."""
+
+    latents: Float[Tensor, " n *latent"]
+    condition: Rows
+    unconditional: Rows | None
+    step: Int[Tensor, " n"]
+    item: Int[Tensor, " n"]
+    history: Estimates
+
+    def move(self, latents: Float[Tensor, " n *latent"], history: Estimates) -> "State":
+        """One step on."""
+        return replace(self, latents=latents, step=self.step + 1, history=history)
+
+
+@dataclass(frozen=True, eq=False)
+class Transition(Rows):
+    """p(x_next | x) = N(mean, std^2) and the clean estimate behind it."""
+
+    mean: Float[Tensor, " n *latent"]
+    std: Float[Tensor, " n"]
+    clean: Float[Tensor, " n *latent"]
+    step: Int[Tensor, " n"]
+    item: Int[Tensor, " n"]
+    history: Estimates
+
+    def draw(self, key: Key) -> Float[Tensor, " n *latent"]:
+        """A next state; the noise belongs to (key, step, item)."""
+        if not self.std.any():
+            return self.mean
+        shape = self.mean.shape[1:]
+        pairs = zip(self.step.tolist(), self.item, strict=True)
+        noise = torch.cat([key.fold("step", step).normal(item[None], shape) for step, item in pairs])
+        return self.mean + expand(self.std, self.mean) * noise.to(self.mean)
+
+    def log_prob(self, latents: Float[Tensor, " n *latent"]) -> Float[Tensor, " n"]:
+        """Log density of next states, summed over the latent; `std` must not be 0 (eta > 0, not the last step)."""
+        std = expand(self.std, latents)
+        z = (latents - self.mean) / std
+        return (-0.5 * z**2 - std.log() - 0.5 * log(2 * pi)).flatten(1).sum(1)
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Walk from noise to clean latents.
+
+    `guidance` is the classifier-free scale (1: off). `eta` is the noise put back at each first-order step: 0 none, 1 as
+    much as the ancestral sampler, inf all. On the steps listed in `plus_steps` CFG++ is used instead, with scale `plus`
+    in [0, 1]: the unconditional estimate gives the noise, the guided one the clean part.
+
+    >>> Sampler(steps=40, guidance=2.0).calls(10)
+    800
+    """
+
+    steps: int = 40
+    guidance: float = 1.0
+    eta: float = 0.0
+    order: int = 2
+    plus: float = 0.6
+    plus_steps: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"a sampler needs steps of 1 or more, got {self.steps}")
+        if self.order not in (1, 2):
+            raise InputError(f"a sampler's order is 1 or 2, got {self.order}")
+        if not self.eta >= 0:
+            raise InputError(f"a sampler's eta is 0 or more, got {self.eta}")
+        if self.order == 2 and self.eta != 0:
+            raise InputError(f"second-order sampling is deterministic, got eta {self.eta}: set eta 0, or order 1")
+        if not 0 <= self.guidance < inf:
+            raise InputError(f"guidance is a finite number of 0 or more (1: off), got {self.guidance}")
+        if not 0 <= self.plus <= 1:
+            raise InputError(f"plus is a number in [0, 1], got {self.plus}")
+        if any(not 0 <= step < self.steps for step in self.plus_steps):
+            raise InputError(f"plus_steps are step numbers from 0 to {self.steps - 1}, got {list(self.plus_steps)}")
+
+    @property
+    def guided(self) -> bool:
+        """Whether the unconditional estimate is needed."""
+        return self.guidance != 1 or bool(self.plus_steps)
+
+    def calls(self, count: int) -> int:
+        """Evaluations of the denoiser, counted by item, for `count` items."""
+        return count * self.steps * (2 if self.guided else 1)
+
+    def start(self, generator: Generator, prompts: Sequence[str], key: Key, items: Sequence[int]) -> State:
+        """Noise at t = 1, one stream an item."""
+        item = torch.tensor(list(items), dtype=torch.long)
+        noise = key.fold("start").normal(item, generator.latent_shape).to(generator.device)
+        latents = generator.schedule.sigma(torch.ones(1)).item() * noise
+        conditions = generator.encode_prompts([*prompts, ""])
+        condition = conditions[torch.arange(len(item))]
+        unconditional = conditions[torch.full((len(item),), len(item))] if self.guided else None
+        nothing = Estimates(torch.zeros_like(latents), torch.zeros_like(latents))
+        return State(latents, condition, unconditional, torch.zeros_like(item), item, nothing)
+
+    def transition(self, generator: Generator, state: State) -> Transition:
+        """The distribution of the next state. Rows may be at different steps."""
+        x, c = state.latents, self._coefficients(generator, state)
+        conditional, free = self._estimates(generator, state)
+        history = Estimates(free + self.guidance * (conditional - free), free) if self.guided else Estimates(free, free)
+        clean, base, previous = history.guided, history.guided, state.history.guided
+        if self.plus_steps:
+            plus = expand(torch.isin(state.step, torch.tensor(self.plus_steps)).to(x.device), x)
+            clean = torch.where(plus, free + self.plus * (conditional - free), clean)
+            base, previous = torch.where(plus, free, base), torch.where(plus, state.history.unconditional, previous)
+        ahead = base + c.extrapolation * (base - previous)
+        mean = c.keep * x + (c.alpha_next - c.alpha * c.keep) * ahead + c.alpha_next * (clean - base)
+        return Transition(mean, c.std, clean, state.step, state.item, history)
+
+    def advance(self, generator: Generator, state: State, key: Key) -> State:
+        """One step: a draw from `transition`."""
+        move = self.transition(generator, state)
+        return state.move(move.draw(key), move.history)
+
+    def sample(
+        self,
+        generator: Generator,
+        prompts: Sequence[str],
+        key: Key,
+        *,
+        items: Sequence[int] | None = None,
+        steer: "Steer | None" = None,
+        differentiate_last: int = 0,
+        visit: Callable[[State], None] = lambda state: None,
+        decode: bool = True,
+    ) -> Samples:
+        """Generate one item a prompt.
+
+        `items` names the noise of each (default: its position), `steer` replaces `advance`, `visit` sees every state.
+        Only the last `differentiate_last` steps and the decoder carry gradients (0: nothing does).
+        """
+        numbers = range(len(prompts)) if items is None else items
+        advance = steer or Sampler.advance
+        with torch.no_grad():
+            state = self.start(generator, prompts, key, numbers)
+        for i in range(self.steps):
+            visit(state)
+            with torch.set_grad_enabled(i >= self.steps - differentiate_last):
+                state = advance(self, generator, state, key)
+        visit(state)
+        with torch.set_grad_enabled(differentiate_last > 0):
+            media = generator.decode(state.latents) if decode else None
+        return Samples(tuple(prompts), state.latents, media)
+
+    def _estimates(
+        self, generator: Generator, state: State
+    ) -> tuple[Float[Tensor, " n *latent"], Float[Tensor, " n *latent"]]:
+        """The conditional and the unconditional clean estimate, in one call of the network; the same where unguided."""
+        t = generator.schedule.times(self.steps)[state.step].to(state.latents)
+        if state.unconditional is None:
+            clean = generator.denoise(state.latents, t, state.condition)
+            return clean, clean
+        conditions = type(state.condition).join([state.condition, state.unconditional])
+        conditional, free = generator.denoise(torch.cat([state.latents] * 2), t.repeat(2), conditions).chunk(2)
+        return conditional, free
+
+    def _coefficients(self, generator: Generator, state: State) -> "_Coefficients":
+        """Numbers of each row's step, computed in float64 on the CPU."""
+        schedule, k, x = generator.schedule, state.step, state.latents
+        times = schedule.times(self.steps)
+        a, s, half_log_snr = schedule.alpha(times), schedule.sigma(times), schedule.log_snr(times) / 2
+        ancestral = s[k + 1] * (1 - (a[k] * s[k + 1] / (a[k + 1] * s[k])) ** 2).clamp(min=0).sqrt()
+        std = s[k + 1] if self.eta == inf else torch.minimum(self.eta * ancestral, s[k + 1])
+        keep = (s[k + 1] ** 2 - std**2).clamp(min=0).sqrt() / s[k]
+        h, h_before = half_log_snr[k + 1] - half_log_snr[k], half_log_snr[k] - half_log_snr[(k - 1).clamp(min=0)]
+        multistep = (k > 0) & (k < self.steps - 1) & (self.order == 2)
+        extrapolation = torch.where(multistep, h / (2 * h_before), 0.0)
+        keep, alpha, alpha_next, extrapolation = (expand(v.to(x), x) for v in (keep, a[k], a[k + 1], extrapolation))
+        return _Coefficients(keep, alpha, alpha_next, extrapolation, std.to(x))
+
+
+@dataclass(frozen=True, eq=False)
+class _Coefficients:
+    """mean = keep x + (alpha_next - alpha keep) ahead + ...: what one step multiplies by what."""
+
+    keep: Tensor
+    alpha: Tensor
+    alpha_next: Tensor
+    extrapolation: Tensor
+    std: Tensor
+
+
+Steer = Callable[[Sampler, Generator, State, Key], State]
+"""What may stand in for `Sampler.advance`: it chooses among candidate next states."""
