@@ -142,9 +142,9 @@ class StableAudio(PipelineGenerator):
 
 
 def open_generator(folder: str, name: str, device: torch.device) -> StableAudio:
-    """The generator in a local pipeline folder; without diffusers' scheduler, whose place our sampler takes."""
+    """The generator in a local pipeline folder, in single precision; our sampler stands in for diffusers' scheduler."""
     schedule = _schedule(Path(folder))
-    pipeline = StableAudioPipeline.from_pretrained(folder, scheduler=None, use_safetensors=True, local_files_only=True)
+    pipeline = StableAudioPipeline.from_pretrained(folder, scheduler=None, dtype=torch.float32, use_safetensors=True)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.projection_model, pipeline.transformer):
         frozen(part, device)
     codec, config = _codec(pipeline.vae), pipeline.transformer.config
@@ -156,7 +156,7 @@ def open_generator(folder: str, name: str, device: torch.device) -> StableAudio:
 
 def open_codec(folder: str, device: torch.device) -> OobleckCodec:
     """The autoencoder alone."""
-    vae = AutoencoderOobleck.from_pretrained(folder, subfolder="vae", use_safetensors=True, local_files_only=True)
+    vae = AutoencoderOobleck.from_pretrained(folder, subfolder="vae", use_safetensors=True)
     return _codec(frozen(vae, device))
 
 

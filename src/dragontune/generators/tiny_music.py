@@ -81,8 +81,8 @@ class TinyMusic(PipelineGenerator):
 
 
 def open_generator(folder: str, name: str, device: torch.device) -> TinyMusic:
-    """The generator in a local pipeline folder."""
-    pipeline = TinyMusicPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    """The generator in a local pipeline folder, in single precision whatever the files hold."""
+    pipeline = TinyMusicPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
         frozen(part, device)
     config = pipeline.transformer.config
@@ -93,7 +93,7 @@ def open_generator(folder: str, name: str, device: torch.device) -> TinyMusic:
 
 def open_codec(folder: str, device: torch.device) -> TinyCodec:
     """The autoencoder alone."""
-    network = TinyAutoencoder.from_pretrained(folder, subfolder="vae", use_safetensors=True, local_files_only=True)
+    network = TinyAutoencoder.from_pretrained(folder, subfolder="vae", use_safetensors=True)
     return _codec(frozen(network, device))
 
 

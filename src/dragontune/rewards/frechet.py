@@ -58,6 +58,11 @@ class SetFrechet(DistributionReward, DifferentiableReward):
         return self.encoder.needs_media
 
     @property
+    def distance(self) -> bool:
+        """It is."""
+        return True
+
+    @property
     def minimum(self) -> int:
         """A covariance needs two items."""
         return 2
@@ -89,6 +94,11 @@ class SongFrechet(InstanceReward, DifferentiableReward):
     def needs_media(self) -> bool:
         """As the encoder."""
         return self.encoder.needs_media
+
+    @property
+    def distance(self) -> bool:
+        """It is."""
+        return True
 
     @cached_property
     def target(self) -> _Target:

@@ -1,0 +1,342 @@
+"""The command line: what is typed becomes constructor arguments. The only file that knows jsonargparse.
+
+Nothing heavy is imported before it is known which verb was asked for, so `--help` answers at once. What can go wrong is
+turned into exit codes here: 0 done, 1 a defect, 2 wrong input, 5 not finite, 75 interrupted and resumable.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import importlib
+import json
+import pkgutil
+import re
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from dragontune.errors import InputError, InterruptedRun, NonFiniteError
+
+if TYPE_CHECKING:
+    import jsonargparse
+
+    from dragontune.commands.recipe import Recipe
+
+HELP = """\
+dragontune: tune, steer and judge generative media models with any reward
+
+  dragontune tune RECIPE.yaml [--out RUN] [--resume] [overrides]
+      fine-tune; RUN defaults to runs/<recipe name>; any field can be overridden, as in --loop.rounds 8;
+      --print_config shows the resolved recipe
+  dragontune generate --model MODEL --prompt TEXT | --prompts FILE --out DIR
+                      [--adapter RUN] [--scale GAMMA] [--seed N] [--steps N] [--guidance W]
+      make clips, with the adapter of a run or without
+  dragontune score MEDIA_DIR --reward REWARD.yaml [--prompts FILE] [--json]
+      any reward on a folder of files
+  dragontune reference MEDIA_DIR | CAPTIONS.txt --encoder NAME --out REF.safetensors
+      store the statistics of exemplars
+  dragontune evaluate RUN [--prompts FILE] [--out DIR]
+      the tuned model against the untuned one, same seeds
+  dragontune doctor RECIPE.yaml
+      check everything, estimate memory and time, run nothing
+
+MODEL is tiny-music (embedded), a local diffusers folder or a hub name.
+`dragontune VERB --help` says more. Exit codes: 0 done, 1 a defect, 2 wrong input, 5 stopped on a number that is not
+finite, 75 interrupted with the state saved.
+"""
+
+FREE = ("evaluation", "trackers")
+FREE_IN_LOOP = ("rounds", "micro_batch", "checkpoint_every", "keep", "sample_every", "sample_count")
+"""What may change between the parts of one run without changing its course."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the arguments say and return the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib.metadata import version
+
+        print(version("dragontune"))
+        return 0
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    _speak_plainly()
+    try:
+        _verb(arguments[0])(arguments[1:])
+    except InputError as error:
+        return _say(error, 2)
+    except NonFiniteError as error:
+        return _say(error, 5)
+    except InterruptedRun as error:
+        return _say(error, 75)
+    except KeyboardInterrupt:
+        return _say("interrupted before anything was changed; run the same command again", 75)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        return _storage(error)
+    return 0
+
+
+def _verb(name: str) -> Callable[[list[str]], None]:
+    verbs = {
+        "tune": _tune,
+        "generate": _generate,
+        "score": _score,
+        "reference": _reference,
+        "evaluate": _evaluate,
+        "doctor": _doctor,
+    }
+    if name not in verbs:
+        raise InputError(f"expected a command ({', '.join(verbs)}), got {name}{_near(name, verbs)}")
+    return verbs[name]
+
+
+def _tune(argv: list[str]) -> None:
+    options = _Options("tune", "Fine-tune a model as a recipe says. Any field of the recipe can be overridden.")
+    options.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    options.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<recipe name>)")
+    options.add_argument("--resume", action="store_true", help="go on with the run in that folder, or start it")
+    given, overrides = options.parse_known_args(argv)
+    recipe, text, fixed = _read_recipe(given.recipe, overrides)
+    out = given.out or Path("runs") / given.recipe.stem
+    again = shlex.join(["dragontune", "tune", str(given.recipe), "--out", str(out), "--resume", *overrides])
+    from dragontune.commands.tune import tune
+
+    tune(recipe, text, fixed, out, given.resume, again)
+
+
+def _doctor(argv: list[str]) -> None:
+    options = _Options("doctor", "Check everything a recipe needs, estimate memory and time, run nothing.")
+    options.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    options.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<recipe name>)")
+    given, overrides = options.parse_known_args(argv)
+    recipe, _, _ = _read_recipe(given.recipe, overrides)
+    from dragontune.commands.doctor import doctor
+
+    doctor(recipe, given.out or Path("runs") / given.recipe.stem)
+
+
+def _evaluate(argv: list[str]) -> None:
+    options = _Options("evaluate", "Compare a run's tuned model with the untuned one, on the same noise.")
+    options.add_argument("run", type=Path, metavar="RUN")
+    options.add_argument("--prompts", metavar="FILE", help="one prompt a line (default: the recipe's)")
+    options.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: RUN/report)")
+    given, overrides = options.parse_known_args(argv)
+    recipe, _, _ = _read_recipe(given.run / "recipe.yaml", overrides)
+    from dragontune.commands.evaluate import evaluate
+
+    evaluate(given.run, recipe, given.prompts, given.out)
+
+
+def _generate(argv: list[str]) -> None:
+    options = _Options("generate", "Make clips from prompts.")
+    options.add_argument("--model", help="tiny-music, a diffusers folder or a hub name (default: the adapter's)")
+    texts = options.add_mutually_exclusive_group(required=True)
+    texts.add_argument("--prompt", metavar="TEXT")
+    texts.add_argument("--prompts", metavar="FILE", help="one prompt a line")
+    options.add_argument("--out", type=Path, metavar="DIR", required=True)
+    options.add_argument("--adapter", metavar="RUN", help="a run's folder, or an adapter in peft's format")
+    options.add_argument("--scale", type=float, default=1.0, metavar="GAMMA", help="of the adapter (1: as tuned)")
+    options.add_argument("--seed", type=int, default=0, metavar="N")
+    options.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: the run's, else 40)")
+    options.add_argument("--guidance", type=float, metavar="W", help="(default: the run's, else 2)")
+    given = options.parse_args(argv)
+    _import_parts()
+    from dragontune.commands.generate import Request, generate
+    from dragontune.commands.recipe import read_prompts
+    from dragontune.sampling import Sampler
+
+    model, sampler = given.model, Sampler(guidance=2.0)
+    recipe = Path(given.adapter or "") / "recipe.yaml"
+    if given.adapter and recipe.is_file():
+        settings = json.loads(_read_recipe(recipe, [])[2])
+        model, sampler = model or settings["model"], _sampler(settings)
+    if model is None:
+        raise InputError("expected a model to generate with, got none; add --model, such as --model tiny-music")
+    wanted = {"steps": given.steps, "guidance": given.guidance}
+    sampler = dataclasses.replace(sampler, **{name: value for name, value in wanted.items() if value is not None})
+    prompts = [given.prompt] if given.prompt is not None else read_prompts(given.prompts)
+    generate(Request(model, tuple(prompts), given.adapter, given.scale, given.seed, sampler), given.out)
+
+
+def _score(argv: list[str]) -> None:
+    options = _Options("score", "Print what a reward says of a folder of audio files.")
+    options.add_argument("folder", type=Path, metavar="MEDIA_DIR")
+    options.add_argument("--reward", type=Path, required=True, metavar="REWARD.yaml", help="a reward, or a recipe")
+    options.add_argument("--prompts", metavar="FILE", help="a .csv with the columns file and prompt, or one line a file")
+    options.add_argument("--json", action="store_true", help="print JSON")
+    given = options.parse_args(argv)
+    _import_parts()
+    from dragontune.commands.score import score
+    from dragontune.rewards.base import Reward
+
+    settings = _yaml(given.reward)
+    score(given.folder, _make(Reward, "reward", settings.get("reward", settings)), given.prompts, given.json)
+
+
+def _reference(argv: list[str]) -> None:
+    options = _Options("reference", "Store the statistics of exemplars: a folder of audio, or captions, one a line.")
+    options.add_argument("exemplars", metavar="MEDIA_DIR | CAPTIONS.txt")
+    options.add_argument("--encoder", required=True, metavar="NAME", help="tiny-clap, latents, a class, or a .yaml")
+    options.add_argument("--out", type=Path, required=True, metavar="REF.safetensors")
+    given = options.parse_args(argv)
+    _import_parts()
+    from dragontune.commands.reference import reference
+    from dragontune.encoders.base import Encoder
+
+    name = given.encoder
+    named = {"class_path": "".join(word.capitalize() for word in name.split("-")) if name == name.lower() else name}
+    encoder = _make(Encoder, "encoder", _yaml(Path(name)) if name.endswith((".yaml", ".yml")) else named)
+    reference(given.exemplars, encoder, given.out)
+
+
+def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
+    """The recipe, its resolved text, and the part of it that may not change when a run is resumed (as JSON)."""
+    _yaml(path)
+    _import_parts()
+    from dragontune.commands.recipe import Recipe
+
+    parser = _parser()
+    parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
+    parser.add_class_arguments(Recipe)
+    settings = _parse(lambda: parser.parse_args(["--config", str(path), *overrides]))
+    made = parser.instantiate(settings)
+    recipe = Recipe(**{field.name: made[field.name] for field in dataclasses.fields(Recipe)})
+    fixed = json.loads(parser.dump(settings, format="json"))
+    for name in FREE:
+        fixed.pop(name, None)
+    for name in FREE_IN_LOOP:
+        fixed["loop"].pop(name, None)
+    return recipe, parser.dump(settings), json.dumps(fixed, indent=1, sort_keys=True)
+
+
+def _sampler(settings: dict[str, Any]) -> Any:
+    """The sampler of a recipe's algorithm."""
+    from dragontune.sampling import Sampler
+
+    parser = _parser()
+    parser.add_class_arguments(Sampler, "sampler")
+    values = settings["algorithm"].get("init_args", {}).get("sampler", {})
+    return parser.instantiate(_parse(lambda: parser.parse_object({"sampler": values})))["sampler"]
+
+
+def _make(kind: type, name: str, settings: Any) -> Any:
+    """An object of an abstract class, from the name of a concrete one and its arguments."""
+    parser = _parser()
+    parser.add_argument(f"--{name}", type=kind, required=True)
+    return parser.instantiate(_parse(lambda: parser.parse_object({name: settings})))[name]
+
+
+def _parser() -> "jsonargparse.ArgumentParser":
+    import jsonargparse
+
+    return jsonargparse.ArgumentParser(prog="dragontune", exit_on_error=False)
+
+
+def _parse(parse: Callable[[], Any]) -> Any:
+    try:
+        return parse()
+    except (argparse.ArgumentError, TypeError) as error:
+        raise InputError(_sentence(" ".join(str(error).split()))) from error
+
+
+def _sentence(text: str) -> str:
+    """What jsonargparse found wrong, in one sentence."""
+    place = ".".join(re.findall(r'Parser key "([\w.]+)"', text)) or "the recipe"
+    if found := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", text):
+        name = found[1] or found[2]
+        return f"expected a known field in {place}, got {name}{_near(name, _fields())}"
+    if found := re.search(r"unrecognized arguments: (\S+)", text):
+        name = found[1].lstrip("-").split("=")[0]
+        return f"expected a known option or field, got --{name}{_near(name.split('.')[-1], _fields())}"
+    if found := re.search(r"arguments are required: ([\w., -]+)", text):
+        return f"expected {found[1].strip()} in {place}, got nothing; add it"
+    if found := re.search(r"Expected a dot import path string: (\S+)", text):
+        return f"expected the name of a class in {place}, got {found[1]}{_near(found[1], _classes())}"
+    if found := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", text):
+        return f"expected a value of type {found[1]} in {place}, got {found[2]}; correct it"
+    return f"expected a valid value in {place}, got another: {text[:300]}; correct it"
+
+
+def _near(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else f"; remove or correct it ({name} is not known)"
+
+
+def _fields() -> set[str]:
+    return {field.name for kind in _kinds() if dataclasses.is_dataclass(kind) for field in dataclasses.fields(kind)}
+
+
+def _classes() -> set[str]:
+    return {kind.__name__ for kind in _kinds() if not kind.__name__.startswith("_")}
+
+
+def _kinds() -> list[type]:
+    modules = [module for name, module in list(sys.modules.items()) if name.startswith("dragontune.")]
+    return [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+
+
+def _import_parts() -> None:
+    """Import everything that a recipe may name by its short class name."""
+    for package in ("dragontune.rewards", "dragontune.encoders", "dragontune.algorithms"):
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            importlib.import_module(module.name)
+    importlib.import_module("dragontune.losses")
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise InputError(f"expected a YAML file, got {path}, which is not there or is a folder; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"expected YAML in {path}, got {' '.join(str(error).split())}; correct it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"expected fields with values in {path}, got {str(content)[:40]!r}; correct it")
+    return content
+
+
+class _Options(argparse.ArgumentParser):
+    """The options of a verb; what is wrong with them is one sentence."""
+
+    def __init__(self, verb: str, description: str) -> None:
+        super().__init__(prog=f"dragontune {verb}", description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """One sentence instead of a usage text."""
+        raise InputError(f"expected other arguments, got this: {message}; see {self.prog} --help")
+
+
+def _speak_plainly() -> None:
+    """Our own warnings as one line each; other packages' not at all."""
+    warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", module=r"dragontune\.")
+    warnings.showwarning = lambda message, *_: print(f"dragontune: warning: {message}", file=sys.stderr)
+
+
+def _storage(error: Exception) -> int:
+    """A full or read-only disk is the user's to mend; anything else is a defect and keeps its traceback."""
+    from dragontune.training.files import storage_trouble
+
+    if (sentence := storage_trouble(error)) is not None:
+        return _say(sentence, 2)
+    raise error
+
+
+def _say(message: object, code: int) -> int:
+    print(f"dragontune: {message}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

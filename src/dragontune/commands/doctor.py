@@ -1,0 +1,131 @@
+"""Check everything a recipe needs and estimate what it costs, without running it."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dragontune.algorithms.base import Algorithm
+from dragontune.commands.recipe import Recipe, Seconds, read_prompts, rehearse
+from dragontune.errors import InputError
+from dragontune.seeding import Key
+
+FORWARD_AND_BACKWARD = 4.0
+"""What a pair of passes for the loss (f_ref forward, f_theta forward and backward) costs, in forward passes."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """What one item costs in one call of the network."""
+
+    seconds: float
+    saved_bytes: int
+
+
+def doctor(recipe: Recipe, out: Path) -> None:
+    """Print what was found; it stops at the first thing that would stop a run.
+
+    Raises:
+        InputError: something is wrong, the same as `tune` would say.
+    """
+    table = Table(title="The recipe is fine. Estimates are rough: others may use the machine, too.")
+    table.add_column("what")
+    table.add_column("found", overflow="fold")
+    for finding in examine(recipe, out):
+        table.add_row(finding.what, finding.found)
+    Console().print(table)
+
+
+def examine(recipe: Recipe, out: Path) -> Iterator[Finding]:
+    """Everything `tune` depends on, in the order in which it would fail."""
+    prompts = read_prompts(recipe.prompts)
+    yield Finding("prompts", f"{len(prompts)} in {recipe.prompts}, {recipe.loop.pairs} a round")
+    algorithm = recipe.build()
+    count = sum(weight.numel() for weight in algorithm.parameters())
+    generator = algorithm.generator
+    yield Finding("model", f"{generator.name} on {generator.device}, latents {generator.latent_shape}")
+    yield Finding("adapter", f"{count:,} weights to tune")
+    item = rehearse(generator, recipe.reward, prompts)
+    yield Finding("reward", f"{type(recipe.reward).__name__}, works on {max(2, recipe.reward.minimum)} items")
+    if recipe.evaluation:
+        chosen = recipe.evaluation.read()
+        rewards = recipe.evaluation.named(recipe.reward)[1]
+        recipe.evaluation.check(rewards, len(chosen))
+        for name, reward in rewards.items():
+            rehearse(generator, reward, chosen)
+            yield Finding(f"evaluation: {name}", f"{type(reward).__name__}, works")
+    call = _denoise(algorithm, prompts)
+    yield Finding("time", _time(recipe, algorithm, call, item))
+    yield Finding("memory", _memory(recipe, count, call))
+    yield Finding("disk", _disk(out, count * 12 * (recipe.loop.keep + 2)))
+
+
+def _denoise(algorithm: Algorithm[Any], prompts: list[str], items: int = 4) -> Denoising:
+    """Time a call without gradients, and add up what a call with gradients keeps for the way back."""
+    generator, saved = algorithm.generator, 0
+    noise = Key(0).fold("doctor").normal(range(items), generator.latent_shape).to(generator.device)
+    condition = generator.encode_prompts([prompts[i % len(prompts)] for i in range(items)])
+    t = torch.full((items,), 0.5, device=generator.device)
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal saved
+        saved += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.no_grad():
+        generator.denoise(noise, t, condition)  # the first call warms up
+        start = time.perf_counter()
+        generator.denoise(noise, t, condition).sum().item()
+        seconds = time.perf_counter() - start
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        generator.denoise(noise, t, condition)
+    return Denoising(seconds / items, saved // items)
+
+
+def _time(recipe: Recipe, algorithm: Algorithm[Any], call: Denoising, item: Seconds) -> str:
+    loop = recipe.loop
+    one = algorithm.sampler.calls(1) * call.seconds + item.decode + item.encode
+    collect, update = 2 * loop.pairs * one, loop.updates * 2 * loop.batch * FORWARD_AND_BACKWARD * call.seconds
+    parts = [f"a round {_span(collect + update)}, {loop.rounds} rounds {_span(loop.rounds * (collect + update))}"]
+    if recipe.evaluation:
+        sweep = sum(scale not in (0, 1) for scale in recipe.evaluation.scales) * recipe.evaluation.subset
+        parts.append(f"evaluation {_span((2 * len(recipe.evaluation.read()) + sweep) * one)}")
+    return ", ".join(parts)
+
+
+def _memory(recipe: Recipe, count: int, call: Denoising) -> str:
+    """What the step of training keeps; the model itself is loaded already and fits."""
+    step = 2 * recipe.loop.micro_batch * call.saved_bytes + 16 * count
+    if not torch.cuda.is_available():
+        return f"a step of training keeps about {step / 2**30:.2f} GiB beside the model"
+    free, _ = torch.cuda.mem_get_info()
+    verdict = "fits" if step < free else "does not fit: lower loop.micro_batch"
+    return f"a step of training keeps about {step / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free: {verdict}"
+
+
+def _disk(out: Path, needed: int) -> str:
+    folder = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f"expected {needed / 2**20:.0f} MiB free in {folder} for the checkpoints, got {free / 2**20:.0f} MiB; make room"
+        )
+    return f"about {needed / 2**20:.1f} MiB for checkpoints in {folder}, {free / 2**30:.1f} GiB free"
+
+
+def _span(seconds: float) -> str:
+    return f"about {seconds:.0f} s" if seconds < 90 else f"about {seconds / 60:.0f} min"

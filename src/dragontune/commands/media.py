@@ -1,0 +1,102 @@
+"""Audio files with their prompts: what `score` and `evaluate` read and `generate` writes."""
+
+import csv
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dragontune.commands.recipe import read_prompts
+from dragontune.data import Samples
+from dragontune.errors import InputError
+from dragontune.media import audio
+
+TABLE = "prompts.csv"
+
+
+@dataclass(frozen=True)
+class Item:
+    """A file and what it was made for ("" if nobody says)."""
+
+    path: Path
+    prompt: str
+
+    def samples(self) -> Samples:
+        """The file as one sample that never had latents.
+
+        Raises:
+            InputError: it cannot be read.
+        """
+        return Samples((self.prompt,), torch.empty(1, 0), audio.read(self.path))
+
+
+def items(folder: Path, prompts: str | None) -> list[Item]:
+    """Every audio file in a folder, sorted, with its prompt.
+
+    Prompts come from `prompts` (a .csv with the columns file and prompt, or a text file with one line a file, in sorted
+    order), else from `prompts.csv` in the folder, else from a text file beside each clip (`clip.txt` for `clip.flac`).
+
+    Raises:
+        InputError: there is no audio, or the prompts do not fit the files.
+    """
+    paths = audio.folder(folder)
+    table = Path(prompts) if prompts else folder / TABLE
+    if prompts is None and not table.exists():
+        return [Item(path, _beside(path)) for path in paths]
+    if table.suffix.lower() == ".csv":
+        named = _table(table)
+        missing = [path.name for path in paths if path.relative_to(folder).as_posix() not in named]
+        if missing and prompts:
+            raise InputError(f"expected a prompt for every file, got none for {missing[0]} in {table}; add a row")
+        return [Item(path, named.get(path.relative_to(folder).as_posix(), "")) for path in paths]
+    lines = read_prompts(str(table))
+    if len(lines) != len(paths):
+        raise InputError(
+            f"expected one prompt for each of the {len(paths)} audio files in {folder}, got {len(lines)} in {table}; "
+            "make them equally many"
+        )
+    return [Item(path, line) for path, line in zip(paths, lines, strict=True)]
+
+
+def readable(found: list[Item]) -> Iterator[tuple[Item, Samples]]:
+    """Those that can be read; each other one is named in a warning.
+
+    Raises:
+        InputError: none can.
+    """
+    count = 0
+    for item in found:
+        try:
+            samples = item.samples()
+        except InputError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        count += 1
+        yield item, samples
+    if not count:
+        raise InputError("expected at least one readable audio file, got none; give a folder with a good one")
+
+
+def write_table(folder: Path, found: list[Item]) -> None:
+    """`prompts.csv`, which `items` reads."""
+    with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "prompt"))
+        writer.writerows((item.path.relative_to(folder).as_posix(), item.prompt) for item in found)
+
+
+def _table(path: Path) -> dict[str, str]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            return {row["file"]: row["prompt"] for row in csv.DictReader(file)}
+    except FileNotFoundError as error:
+        raise InputError(f"expected a table of prompts, got {path}, which is not there; check the path") from error
+    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"expected a table with the columns file and prompt, got {path} ({error}); fix it") from error
+
+
+def _beside(path: Path) -> str:
+    text = path.with_suffix(".txt")
+    return text.read_text("utf-8").strip() if text.is_file() else ""

@@ -1,0 +1,108 @@
+"""A recipe: the constructor arguments of a run, and what can be built and checked from them before anything is run."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+import torch
+
+from dragontune.algorithms.base import Algorithm
+from dragontune.data import Samples
+from dragontune.embedded import locate
+from dragontune.errors import InputError
+from dragontune.evaluation.evaluate import Evaluation
+from dragontune.generators.adapters import Lora
+from dragontune.generators.base import Generator
+from dragontune.generators.pretrained import load
+from dragontune.rewards.base import Reward
+from dragontune.seeding import Key
+from dragontune.training.loop import Loop
+from dragontune.training.tracking import Tracker
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """One run: a model, what to tune it towards, how, on which prompts, and how to judge the result.
+
+    `prompts` is a text file, one prompt a line. Without `evaluation` there is no report.
+    """
+
+    model: str
+    reward: Reward
+    algorithm: Callable[[Generator, Reward], Algorithm]
+    prompts: str
+    lora: Lora = field(default_factory=Lora)
+    loop: Loop = field(default_factory=Loop)
+    evaluation: Evaluation | None = None
+    trackers: list[Tracker] = field(default_factory=list)
+
+    def build(self) -> Algorithm[Any]:
+        """Load the model and make the algorithm, checked against the reward.
+
+        Raises:
+            InputError: the parts do not fit together.
+        """
+        if self.loop.pairs < self.reward.minimum:
+            raise InputError(
+                f"expected loop.pairs of at least {self.reward.minimum}, which {type(self.reward).__name__} needs to "
+                f"score a set, got {self.loop.pairs}; raise it"
+            )
+        algorithm = self.algorithm(load(self.model, self.lora), self.reward)
+        wanted = get_type_hints(type(algorithm))["reward"]
+        if not isinstance(self.reward, wanted):
+            raise InputError(
+                f"expected a {wanted.__name__} for {type(algorithm).__name__}, got {type(self.reward).__name__}, "
+                "which is none; choose another reward or another algorithm"
+            )
+        if not any(True for _ in algorithm.parameters()):
+            raise InputError("expected an adapter to tune, got a model without one; set lora")
+        return algorithm
+
+    def listened(self, prompts: Sequence[str]) -> tuple[str, ...]:
+        """The prompts whose clips are written while tuning: of the evaluation, which are not tuned on, if there is one."""
+        chosen = self.evaluation.read() if self.evaluation else prompts
+        count = min(self.loop.sample_count, len(chosen))
+        return tuple(chosen[i * len(chosen) // count] for i in range(count))
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What one item costs, measured on a few."""
+
+    decode: float
+    encode: float
+
+
+def rehearse(generator: Generator, reward: Reward, prompts: Sequence[str]) -> Seconds:
+    """Decode, encode and score a few noise latents, so that bad exemplars and broken rewards show before a run starts.
+
+    Raises:
+        InputError: whatever the reward finds wrong with its input.
+    """
+    count = max(2, reward.minimum)
+    asked = tuple(prompts[i % len(prompts)] for i in range(count))
+    latents = 0.5 * Key(0).fold("rehearsal").normal(range(count), generator.latent_shape).to(generator.device)
+    with torch.no_grad():
+        start = time.perf_counter()
+        media = generator.decode(latents) if reward.needs_media else None
+        decoded = time.perf_counter()
+        reward(Samples(asked, latents, media))
+        scored = time.perf_counter()
+    return Seconds((decoded - start) / count, (scored - decoded) / count)
+
+
+def read_prompts(path: str) -> list[str]:
+    """The lines of a text file that are not empty.
+
+    Raises:
+        InputError: there is no such file, it is not text, or it has no prompt in it.
+    """
+    try:
+        lines = [line.strip() for line in locate(path).read_text("utf-8").splitlines()]
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise InputError(f"expected a text file of prompts, one a line, got {path} ({error}); check it") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise InputError(f"expected at least one prompt, one a line, got none in {path}; write some into it")
+    return prompts

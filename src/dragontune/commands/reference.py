@@ -1,0 +1,18 @@
+"""Store the statistics of exemplars, so that a reward can be computed without them."""
+
+from pathlib import Path
+
+from dragontune.encoders.base import Encoder
+from dragontune.errors import InputError
+from dragontune.reference import open_reference
+from dragontune.training import files
+
+
+def reference(exemplars: str, encoder: Encoder, out: Path) -> None:
+    """Embed a folder of audio or a file of captions and write `out`."""
+    if out.suffix != ".safetensors":
+        raise InputError(f"expected --out to end in .safetensors, got {out}; rename it")
+    found = open_reference(encoder, exemplars)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    files.make(out, found.save)
+    print(f"{out}: {found.items} items ({found.modality}), {found.count} frames, encoder {found.encoder}.")

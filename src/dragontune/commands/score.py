@@ -1,0 +1,59 @@
+"""Any reward on a folder of files."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from dragontune.commands import media
+from dragontune.data import join_columns
+from dragontune.errors import InputError, NonFiniteError
+from dragontune.rewards.base import InstanceReward, Reward
+
+
+def score(folder: Path, reward: Reward, prompts: str | None, as_json: bool) -> None:
+    """Print what `reward` says of the files: one number for a set reward, one a file for an instance reward."""
+    result = measure(folder, reward, prompts)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    table = Table(title=f"{result['reward']} of {result['count']} files (higher is better)")
+    table.add_column("file", overflow="fold")
+    table.add_column("score", justify="right")
+    for row in result.get("files", []):
+        table.add_row(row["file"], f"{row['score']:.6g}")
+    table.add_row("all together" if result["scope"] == "set" else "mean", f"{result['score']:.6g}", style="bold")
+    Console().print(table)
+
+
+@torch.no_grad()
+def measure(folder: Path, reward: Reward, prompts: str | None) -> dict[str, Any]:
+    """The same as a record: reward, scope, count, score, and for an instance reward the score of every file.
+
+    Raises:
+        InputError: nothing can be read, or there are too few files for the reward.
+        NonFiniteError: a score is NaN or infinite.
+    """
+    read = [(item, reward.encode(samples)) for item, samples in media.readable(media.items(folder, prompts))]
+    if len(read) < reward.minimum:
+        raise InputError(
+            f"expected at least {reward.minimum} audio files for {type(reward).__name__}, got {len(read)} in {folder}; "
+            "add some"
+        )
+    scores = reward.score(join_columns([features for _, features in read])).double().cpu()
+    names = [item.path.relative_to(folder).as_posix() for item, _ in read]
+    result = {"reward": type(reward).__name__, "count": len(read), "score": scores.mean().item()}
+    if not isinstance(reward, InstanceReward):
+        return {**_finite(result), "scope": "set"}
+    files = [{"file": name, "score": value} for name, value in zip(names, scores.tolist(), strict=True)]
+    return {**_finite(result), "scope": "instance", "files": [_finite(row) for row in files]}
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    if not math.isfinite(row["score"]):
+        raise NonFiniteError(f"the score of {row.get('file', 'the set')} is {row['score']}; look at that input")
+    return row

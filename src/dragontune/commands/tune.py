@@ -1,0 +1,77 @@
+"""Fine-tune a model towards a reward, write the adapter, and compare it with the model it came from."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from dragontune.algorithms.base import Algorithm
+from dragontune.commands.recipe import Recipe, read_prompts, rehearse
+from dragontune.errors import InterruptedRun
+from dragontune.evaluation.evaluate import evaluate
+from dragontune.training import files
+from dragontune.training.card import Card
+from dragontune.training.checkpoint import Record
+from dragontune.training.listening import Listening
+from dragontune.training.progress import Reporter, reporter
+from dragontune.training.run_folder import RunFolder
+
+
+def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: str) -> None:
+    """Run `recipe` in the folder `out`, or go on with it there.
+
+    `text` is the resolved recipe, `fixed` the part of it that may not change on resuming, `again` the command that
+    resumes.
+
+    Raises:
+        InputError: the recipe or the folder is wrong; the folder is not touched.
+        InterruptedRun: Ctrl-C or SIGTERM, with the state saved.
+    """
+    folder = RunFolder(out)
+    with folder.held():
+        folder.check(fixed, resume)
+        prompts = read_prompts(recipe.prompts)
+        algorithm = recipe.build()
+        rehearse(algorithm.generator, recipe.reward, prompts)
+        listening = Listening(algorithm.generator, algorithm.sampler, recipe.listened(prompts), recipe.loop.seed)
+        folder.claim(text, fixed)
+        try:
+            with reporter() as report:
+                history = recipe.loop.run(
+                    algorithm, prompts, folder, listening=listening, trackers=recipe.trackers, report=report
+                )
+                folder.save_adapter(algorithm.generator)
+                _finish(recipe, algorithm, text, folder, history, report)
+        except (KeyboardInterrupt, InterruptedRun) as stop:
+            what = str(stop) or "interrupted after tuning, while writing the adapter or the report"
+            raise InterruptedRun(f"{what}; the state is saved, resume with: {again}") from stop
+    print(f"The adapter is in {folder.adapter}.")
+    if recipe.evaluation:
+        print(f"The report is {folder.report / 'index.html'}.")
+
+
+def _finish(
+    recipe: Recipe, algorithm: Algorithm, text: str, folder: RunFolder, history: list[Record], report: Reporter
+) -> None:
+    """The model card, and the report if the recipe asks for one."""
+    card = Card(
+        model=recipe.model,
+        algorithm=type(algorithm).__name__,
+        reward=type(recipe.reward).__name__,
+        folder=str(folder.path),
+        history=history,
+        metrics=None,
+    )
+    files.write(folder.path / "README.md", card.text().encode())
+    if recipe.evaluation is None:
+        return
+    metrics = evaluate(
+        algorithm.generator,
+        recipe.evaluation,
+        recipe.reward,
+        algorithm.sampler,
+        recipe.loop.seed,
+        folder.report,
+        history=history,
+        progress=report,
+        recipe=text,
+    )
+    files.write(folder.path / "README.md", replace(card, metrics=metrics).text().encode())

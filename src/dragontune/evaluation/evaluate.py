@@ -1,0 +1,186 @@
+"""Compare the tuned model with the model it came from: same prompts, same noise, every reward, one page.
+
+Win rates of single items are those of DRAGON (Bai et al. 2025, arXiv 2504.15217). For rewards of a whole set its
+definition could not be recovered; here it is the share of random subsets of the prompts on which the tuned model's
+set scores higher.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from platform import python_version
+
+from dragontune.embedded import locate
+from dragontune.errors import InputError
+from dragontune.evaluation.comparison import Comparison
+from dragontune.evaluation.generations import Making, Progress
+from dragontune.evaluation.report import Page, render, write
+from dragontune.generators.base import Generator
+from dragontune.rewards.base import InstanceReward, Reward
+from dragontune.sampling import Sampler
+from dragontune.seeding import Key
+
+TARGET = "target"
+PACKAGES = ("dragontune", "torch", "numpy", "scipy", "diffusers", "transformers", "peft", "soundfile")
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What to compare on.
+
+    `prompts` is a text file, one prompt a line, of which `count` are used, evenly spaced. Set rewards compare `subsets`
+    random subsets of `subset` prompts. `scales` are the LoRA scales of the sweep, made on `subset` prompts. `rewards`
+    are reported beside the target; one that is named `target` takes the target's place (the same distance to other
+    exemplars, say). `players` is the number of prompts that can be listened to.
+
+    >>> Evaluation("tiny-music/prompts/test.txt", count=20, subset=10).scales
+    (0.0, 0.5, 1.0, 1.5)
+    """
+
+    prompts: str
+    count: int = 200
+    subset: int = 40
+    subsets: int = 200
+    scales: tuple[float, ...] = (0.0, 0.5, 1.0, 1.5)
+    rewards: dict[str, Reward] = field(default_factory=dict)
+    micro_batch: int = 50
+    players: int = 6
+
+    def __post_init__(self) -> None:
+        """InputError for numbers that make no sense."""
+        for name, least in (("count", 2), ("subset", 1), ("subsets", 1), ("micro_batch", 1), ("players", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"evaluation.{name} is {least} or more, got {getattr(self, name)}: raise it")
+        wrong = [scale for scale in self.scales if not 0 <= scale <= 10]
+        if wrong:
+            raise InputError(f"evaluation.scales are numbers from 0 (untuned) to 10, got {wrong[0]}: 1 is as tuned")
+
+    def read(self) -> tuple[str, ...]:
+        """The prompts: all of the file if it has no more than `count`, else evenly spaced ones."""
+        path = locate(self.prompts)
+        try:
+            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"expected a text file of prompts, one a line, got {path}: {error}") from error
+        found = [line for line in lines if line]
+        if len(found) < 2:
+            raise InputError(f"expected at least 2 prompts, one a line, got {len(found)} in {path}: add some")
+        return tuple(found[row] for row in spaced(len(found), self.count))
+
+    def named(self, target: Reward) -> tuple[str, dict[str, Reward]]:
+        """The target's name, and every reward by name, the target first unless it is listed."""
+        if TARGET in self.rewards:
+            return TARGET, dict(self.rewards)
+        listed = next((name for name, reward in self.rewards.items() if reward is target), None)
+        return (listed, dict(self.rewards)) if listed else (TARGET, {TARGET: target, **self.rewards})
+
+    def check(self, rewards: Mapping[str, Reward], prompts: int) -> None:
+        """InputError if there are too few prompts to compare a set reward on subsets of them."""
+        for name, reward in rewards.items():
+            if isinstance(reward, InstanceReward):
+                continue
+            if prompts <= self.subset:
+                raise InputError(
+                    f"the set reward {name!r} is compared on random subsets of {self.subset} prompts, which takes more "
+                    f"prompts than that, got {prompts}: lower evaluation.subset or add prompts"
+                )
+            if self.subset < reward.minimum:
+                raise InputError(
+                    f"the set reward {name!r} needs at least {reward.minimum} items, got evaluation.subset "
+                    f"{self.subset}: raise it"
+                )
+
+
+def evaluate(
+    generator: Generator,
+    evaluation: Evaluation,
+    target: Reward,
+    sampler: Sampler,
+    seed: int,
+    out: Path,
+    history: list[dict] | None = None,
+    progress: Progress | None = None,
+    recipe: str | None = None,
+) -> dict:
+    """Compare, write `out/index.html` and `out/metrics.json`, and return the metrics.
+
+    `generator` carries the adapter; the untuned model is the same one with the adapter off. `history` is the run's log,
+    a row a round; `recipe` is a text to show on the page. In the metrics higher is better always: a distance is
+    negative.
+
+    Raises:
+        InputError: too few prompts for a reward.
+        NonFiniteError: a reward is NaN or infinite; the message names it and the item.
+    """
+    started = time.perf_counter()
+    prompts = evaluation.read()
+    name, rewards = evaluation.named(target)
+    evaluation.check(rewards, len(prompts))
+    key, tell = Key(seed).fold("evaluation"), progress or _silent
+    heard = spaced(len(prompts), evaluation.players)
+    making = Making(generator, sampler, prompts, rewards, evaluation.micro_batch, key.fold("noise"), tell)
+    with generator.reference():
+        base = making.make("untuned model", range(len(prompts)), heard)
+    tuned = making.make("tuned model", range(len(prompts)), heard)
+    comparison = Comparison(making, base, tuned)
+    verdicts = [
+        comparison.verdict(each, each == name, evaluation.subset, evaluation.subsets, key.fold("subsets", each))
+        for each in rewards
+    ]
+    sweep = comparison.sweep(evaluation.scales, spaced(len(prompts), evaluation.subset))
+    metrics = {
+        "prompts": len(prompts),
+        "rewards": {verdict.name: verdict.record() for verdict in verdicts},
+        "seconds": round(time.perf_counter() - started, 3),
+        "package_versions": versions(),
+        "seed": seed,
+    }
+    page = Page(
+        model=generator.name,
+        prompts=len(prompts),
+        subset=evaluation.subset,
+        subsets=evaluation.subsets,
+        seed=seed,
+        optimised=type(target).__name__,
+        optimised_distance=target.distance,
+        stand_in=rewards[name] is not target,
+        verdicts=tuple(sorted(verdicts, key=lambda verdict: not verdict.target)),
+        players=comparison.players(heard),
+        sweep=sweep,
+        history=tuple(history or ()),
+        costs=base.costs + tuned.costs + sweep.costs,
+        seconds=metrics["seconds"],
+        change=comparison.change(),
+        versions=metrics["package_versions"],
+        recipe=recipe,
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    write(out / "index.html", render(page))
+    write(out / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return metrics
+
+
+def spaced(total: int, count: int) -> list[int]:
+    """At most `count` positions, evenly spaced over `total`."""
+    count = min(count, total)
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that decide the numbers."""
+    return {"python": python_version(), **dict(_installed())}
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for package in PACKAGES:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue
+
+
+def _silent(phase: str, done: int, total: int) -> None:
+    pass

@@ -1,0 +1,192 @@
+"""The report: one self-contained HTML page, from `page.html` (Jinja, escapes everything), `page.css` and `page.js`.
+
+Audio, pictures and plots are inside the page; it asks the network for nothing and works from a memory stick.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.resources import files
+from math import floor, isfinite, log10
+from pathlib import Path
+
+from dragontune.evaluation import plots
+from dragontune.evaluation.comparison import Player, Sweep, Verdict
+from dragontune.evaluation.generations import Costs
+
+MINUS = "\N{MINUS SIGN}"
+
+
+@dataclass(frozen=True, eq=False)
+class Page:
+    """Everything the page tells; the target's verdict comes first.
+
+    `optimised` is the class of the reward that was tuned towards; `stand_in`: the evaluation judges by another in its
+    place.
+    """
+
+    model: str
+    prompts: int
+    subset: int
+    subsets: int
+    seed: int
+    optimised: str
+    optimised_distance: bool
+    stand_in: bool
+    verdicts: tuple[Verdict, ...]
+    players: tuple[Player, ...]
+    sweep: Sweep
+    history: tuple[Mapping, ...]
+    costs: Costs
+    seconds: float
+    change: float
+    versions: Mapping[str, str]
+    recipe: str | None
+
+    @property
+    def target(self) -> Verdict:
+        """What was optimised, or what stands in for it."""
+        return self.verdicts[0]
+
+    @property
+    def changed(self) -> bool:
+        """Whether the adapter does anything at all."""
+        return self.change > 0
+
+    @property
+    def fallen(self) -> tuple[Verdict, ...]:
+        """Held-out rewards that are worse than before, and not by chance: their interval lies below one half."""
+        return tuple(verdict for verdict in self.verdicts[1:] if verdict.result == 0 and verdict.wins.high < 0.5)
+
+    @property
+    def over_optimised(self) -> bool:
+        """The target rose while a held-out reward fell."""
+        return self.target.result == 1 and bool(self.fallen)
+
+    @property
+    def tuning(self) -> float:
+        """Seconds of all rounds in the log."""
+        return sum(row.get("seconds", 0.0) for row in self.history)
+
+    @cached_property
+    def pictures(self) -> list[tuple[Player, list[dict[str, str]]]]:
+        """Each prompt's two clips as audio, spectrogram and waveform; the two share one decibel scale."""
+        return [(player, _pictures(player)) for player in self.players]
+
+    @cached_property
+    def curve(self) -> str | None:
+        """The policy's reward over the rounds of tuning, if there is a log of at least two."""
+        rows = [row for row in self.history if isfinite(row.get("reward") or float("nan"))]
+        if len(rows) < 2:
+            return None
+        values = [shown(row["reward"], self.optimised_distance) for row in rows]
+        return plots.line_plot([row["round"] for row in rows], values, "curve", "round", size=(7.2, 2.8), rounds=True)
+
+    @cached_property
+    def panels(self) -> list[tuple[Verdict, str, list[tuple[float, str]]]]:
+        """The sweep, a small plot and its numbers for every reward."""
+        found = []
+        for number, verdict in enumerate(self.verdicts):
+            if verdict.name in self.sweep.values and len(self.sweep.scales) > 1:
+                values = [shown(value, verdict.distance) for value in self.sweep.values[verdict.name]]
+                name = f"sweep{number}"
+                plot = plots.line_plot(self.sweep.scales, values, name, "LoRA scale", size=(3.6, 2.3), emphasis=(1.0,))
+                found.append((verdict, plot, list(zip(self.sweep.scales, numbers(*values), strict=True))))
+        return found
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    folder = files("dragontune.evaluation")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "svg": Markup, "duration": duration, "count": "{:,}".format}
+    environment.globals |= {"numbers": numbers, "shown": shown, "change": change, "verb": verb, "relative": relative}
+    style, script = (Markup(folder.joinpath(name).read_text("utf-8")) for name in ("page.css", "page.js"))
+    template = environment.from_string(folder.joinpath("page.html").read_text("utf-8"))
+    return template.render(page=page, style=style, script=script, rewards=[_row(verdict) for verdict in page.verdicts])
+
+
+def write(path: Path, text: str) -> None:
+    """All of the file or nothing: written beside it, then renamed."""
+    beside = path.with_name(f".{path.name}.part")
+    try:
+        beside.write_text(text, "utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def shown(value: float, distance: bool) -> float:
+    """A reward as people read it: a distance without its turned sign."""
+    return -value if distance else value
+
+
+def verb(verdict: Verdict) -> str:
+    """What the shown number did."""
+    if verdict.result == 0.5:
+        return "stayed"
+    return "rose" if (verdict.result == 1) != verdict.distance else "fell"
+
+
+def numbers(*values: float) -> tuple[str, ...]:
+    """Values to compare, with the same number of decimals: three significant digits of the largest."""
+    largest = max((abs(value) for value in values if isfinite(value)), default=0)
+    decimals = 2 if largest == 0 else max(0, min(8, 2 - floor(log10(largest))))
+    return tuple(f"{value:,.{decimals}f}".replace("-", MINUS) for value in values)
+
+
+def percent(share: float) -> str:
+    """A share in per cent: one decimal where whole numbers would round to 0 or 100."""
+    plain = f"{100 * share:.0f}"
+    return plain if plain not in ("0", "100") or share in (0, 1) else f"{100 * share:.1f}"
+
+
+def change(verdict: Verdict) -> str:
+    """The relative change of the shown number, with its sign; empty where the start is about 0."""
+    return relative(shown(verdict.before, verdict.distance), shown(verdict.after, verdict.distance))
+
+
+def relative(before: float, after: float) -> str:
+    """The change in per cent of `before`, with a sign."""
+    if abs(before) < 1e-9:
+        return ""
+    amount = 100 * (after - before) / abs(before)
+    if abs(amount) < 0.05:
+        return "0\N{NO-BREAK SPACE}%"
+    digits = 1 if abs(amount) < 10 else 0
+    return f"{amount:+,.{digits}f}".replace("-", MINUS) + "\N{NO-BREAK SPACE}%"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or minutes and seconds."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def _row(verdict: Verdict) -> dict[str, object]:
+    """A verdict in words."""
+    before, after = numbers(shown(verdict.before, verdict.distance), shown(verdict.after, verdict.distance))
+    better = {1: "better", 0.5: "same", 0: "worse"}[verdict.result]
+    sure = verdict.wins.low > 0.5 or verdict.wins.high < 0.5
+    return {"verdict": verdict, "before": before, "after": after, "better": better, "sure": sure}
+
+
+def _pictures(player: Player) -> list[dict[str, str]]:
+    clips = {"before": player.before, "after": player.after}
+    levels = {name: plots.log_mel(clip) for name, clip in clips.items()}
+    top = max(-60.0, *(float(level.max()) for level in levels.values()))
+    return [
+        {
+            "name": name,
+            "audio": plots.audio_uri(clip),
+            "spectrogram": plots.spectrogram(levels[name], top),
+            "waveform": plots.outline(clip),
+            "length": f"{clip.seconds:.1f} s",
+        }
+        for name, clip in clips.items()
+    ]

@@ -1,0 +1,94 @@
+"""Files that are either whole or not there: written beside, flushed to the disk, then renamed."""
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Give `path` this content at once: a reader, or a crash, sees the old file or the new one and nothing between."""
+    make(path, lambda beside: beside.write_bytes(content))
+
+
+def make(path: Path, fill: Callable[[Path], object]) -> None:
+    """Give `path` at once what `fill` writes into the file it is called with, which has the same suffix."""
+    beside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        fill(beside)
+        _flush(beside)
+        beside.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Give the folder `path` what `fill` writes into the folder it is called with; an older `path` is replaced whole."""
+    beside, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        fill(beside)
+        for file in beside.rglob("*"):
+            if file.is_file():
+                _flush(file)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        path.rename(old)
+    beside.rename(path)
+    flush_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def recover_folder(path: Path) -> None:
+    """Undo a replacement by `write_folder` that was killed between its two renames, and remove what it left."""
+    beside, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for folder in (beside, old):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def flush_folder(path: Path) -> None:
+    """Make renames in `path` survive a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        _flush(path)
+
+
+def storage_trouble(error: BaseException) -> str | None:
+    """One sentence if `error`, or what it came from, is a full or read-only disk; else None."""
+    for cause in _causes(error):
+        code, text = getattr(cause, "errno", None), str(cause)
+        if code in FULL or "No space left" in text or "StorageFull" in text:
+            return (
+                f"expected room on the disk, got none left ({text}); what was complete is still there: "
+                "free some space and run again with --resume"
+            )
+        if isinstance(cause, OSError) and code in READ_ONLY:
+            return f"expected a folder that can be written, got {cause.filename or text}; change it or its permissions"
+    return None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

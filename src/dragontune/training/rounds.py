@@ -1,0 +1,91 @@
+"""One round of training: collect on-policy, then a few steps of Adam on what was collected."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from dragontune.algorithms.base import Algorithm
+from dragontune.data import Rows
+from dragontune.seeding import Key
+from dragontune.training import guard
+from dragontune.training.checkpoint import Record
+
+
+@dataclass(frozen=True, eq=False)
+class Rounds:
+    """What every round needs; what differs between rounds is their number and the weights."""
+
+    algorithm: Algorithm[Any]
+    prompts: Sequence[str]
+    weights: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    key: Key
+    pairs: int
+    updates: int
+    batch: int
+    micro_batch: int
+    max_norm: float
+    accelerator: Accelerator = field(default_factory=Accelerator)
+
+    def __call__(self, number: int) -> Record:
+        """Do round `number` (from 0; its record counts from 1) and say how it went.
+
+        Raises:
+            NonFiniteError: a reward, a loss or a gradient is.
+        """
+        start, key = time.monotonic(), self.key.fold("round", number)
+        with torch.no_grad():
+            experience, collected = self.algorithm.collect(self.chosen(number), key.fold("collect"))
+        guard.finite("reward", collected["reward"], number + 1)
+        size = min(self.batch, len(experience))
+        steps: list[Mapping[str, float]] = []
+        for update in range(self.updates):
+            rows = torch.tensor(deal(key.fold("rows"), len(experience), update * size, size))
+            steps.append(self.update(experience[rows], key.fold("update", update), number))
+        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
+        metrics = {**collected, **means}
+        return {
+            "round": number + 1,
+            "seconds": round(time.monotonic() - start, 3),
+            "reward": metrics.pop("reward"),
+            "loss": metrics.pop("loss"),
+            "metrics": metrics,
+        }
+
+    def chosen(self, number: int) -> list[str]:
+        """The prompts of a round: each is used once before any is used again, in an order that is new every time."""
+        rows = deal(self.key.fold("prompts"), len(self.prompts), number * self.pairs, self.pairs)
+        return [self.prompts[row] for row in rows]
+
+    def update(self, batch: Rows, key: Key, number: int) -> Mapping[str, float]:
+        """One step of Adam on the mean loss over the batch, whatever the micro-batches."""
+        with torch.no_grad():
+            prepared = self.algorithm.prepare(batch, key)
+        totals: dict[str, float] = {}
+        self.optimizer.zero_grad()
+        for part in prepared.chunks(self.micro_batch):
+            share = len(part) / len(prepared)
+            loss, metrics = self.algorithm.loss(part)
+            self.accelerator.backward(loss * share)
+            for name, value in {**metrics, "loss": loss.item()}.items():
+                totals[name] = totals.get(name, 0.0) + share * value
+        guard.finite("loss", totals["loss"], number + 1)
+        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.max_norm)
+        totals["grad_norm"] = guard.finite("gradient norm", norm.item(), number + 1)
+        self.optimizer.step()
+        return totals
+
+
+def deal(key: Key, count: int, start: int, size: int) -> list[int]:
+    """Positions `start` to `start + size` of an endless row of decks of `count` cards, each shuffled by its number.
+
+    >>> sorted(deal(Key(0), 4, 0, 4))
+    [0, 1, 2, 3]
+    """
+    decks = {deck: key.fold(deck).permutation(count) for deck in range(start // count, (start + size - 1) // count + 1)}
+    return [int(decks[position // count][position % count]) for position in range(start, start + size)]

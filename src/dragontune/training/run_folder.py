@@ -1,0 +1,136 @@
+"""The folder of a run: where everything lies, whose it is, and that no other run or process writes into it."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dragontune.errors import InputError
+from dragontune.generators.base import Generator
+from dragontune.training import files
+from dragontune.training.checkpoint import Checkpoints, Record
+from dragontune.training.tracking import Log
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """RUN/recipe.yaml, log.jsonl, checkpoints/, samples/, adapter/, report/ and README.md.
+
+    >>> RunFolder(Path("runs/demo")).adapter.as_posix()
+    'runs/demo/adapter'
+    """
+
+    path: Path
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe: running it again is running this run again."""
+        return self.path / "recipe.yaml"
+
+    @property
+    def adapter(self) -> Path:
+        """The tuned LoRA in peft's format, there once tuning has ended."""
+        return self.path / "adapter"
+
+    @property
+    def report(self) -> Path:
+        """What the evaluation writes."""
+        return self.path / "report"
+
+    @property
+    def log(self) -> Log:
+        """One line a round."""
+        return Log(self.path / "log.jsonl")
+
+    def checkpoints(self, keep: int) -> Checkpoints:
+        """The last `keep` states."""
+        return Checkpoints(self.path / "checkpoints", keep)
+
+    def samples(self, round: int) -> Path:
+        """The clips of the model as it was after `round` rounds."""
+        return self.path / "samples" / f"round-{round:06d}"
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Make the folder if need be, and keep other processes out of it meanwhile.
+
+        Raises:
+            InputError: it is a file, cannot be written, or is in use.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"expected a folder for the run, got {self.path}, which is or lies in a file; choose another --out"
+            ) from error
+        if not os.access(self.path, os.W_OK):
+            raise InputError(
+                f"expected a folder that can be written, got {self.path}; choose another --out or its permissions"
+            )
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise InputError(
+                f"expected a run folder of its own, got {self.path}, which another process is writing to; "
+                "wait for it or choose another --out"
+            ) from error
+        finally:
+            os.close(handle)
+
+    def check(self, fixed: str, resume: bool) -> None:
+        """Whether this recipe may be run here; call it within `held`.
+
+        `fixed` is the part of the recipe that must stay the same while one run is interrupted and resumed.
+
+        Raises:
+            InputError: the folder holds another run, or anything else that is not ours.
+        """
+        if not self._marker.exists():
+            strange = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
+            if strange and strange not in (["checkpoints"], ["checkpoints", "recipe.yaml"]):
+                raise InputError(
+                    f"expected an empty or new folder for the run, got {self.path}, which holds {strange[0]}; "
+                    "choose another --out"
+                )
+        elif not resume:
+            raise InputError(
+                f"expected an empty or new folder for the run, got {self.path}, which holds another run; "
+                "add --resume to go on with that one, or choose another --out"
+            )
+        elif (line := _difference(json.loads(self._marker.read_text()), fixed)) is not None:
+            raise InputError(
+                f"expected the recipe that {self.path} was started with, got another ({line}); "
+                f"resume with {self.recipe}, or choose another --out"
+            )
+
+    def claim(self, recipe: str, fixed: str) -> None:
+        """Take the folder, which `check` allowed, for this recipe."""
+        files.recover_folder(self.adapter)
+        self._marker.parent.mkdir(exist_ok=True)
+        files.write(self.recipe, recipe.encode())
+        files.write(self._marker, json.dumps(fixed).encode())
+
+    @property
+    def _marker(self) -> Path:
+        return self.path / "checkpoints" / "recipe.json"
+
+    def save_adapter(self, generator: Generator) -> None:
+        """Write `adapter`, whole or not at all."""
+        files.write_folder(self.adapter, lambda folder: generator.save_adapter(str(folder)))
+
+    def history(self) -> list[Record]:
+        """The rounds in log.jsonl."""
+        lines = self.log.path.read_text().splitlines() if self.log.path.exists() else []
+        return [json.loads(line) for line in lines]
+
+
+def _difference(before: str, now: str) -> str | None:
+    """The first line of one text that the other has not."""
+    old, new = before.splitlines(), now.splitlines()
+    changed = [line for line in new if line not in old] + [line for line in old if line not in new]
+    return None if old == new else (changed or ["the order of its lines"])[0].strip()

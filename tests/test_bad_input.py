@@ -1,0 +1,223 @@
+"""Whatever is wrong with the input: exit code 2 and one sentence with what was expected, what came and what to do."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from dragontune import cli
+from dragontune.training.run_folder import RunFolder
+from runs import make_workplace
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    return make_workplace(tmp_path_factory.mktemp("workplace"))
+
+
+@pytest.fixture
+def workplace(built, tmp_path, monkeypatch):
+    folder = tmp_path / "workplace"
+    shutil.copytree(built, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def refused(capsys, *arguments):
+    """The sentence."""
+    capsys.readouterr()
+    code = cli.main(list(arguments))
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2, lines
+    sentence = lines[-1]
+    assert sentence.startswith("dragontune: ")
+    assert all(line.startswith(("dragontune: warning", "tuning:")) for line in lines[:-1]), lines
+    return sentence
+
+
+def edited(folder, old, new):
+    text = (folder / "recipe.yaml").read_text()
+    assert old in text
+    (folder / "recipe.yaml").write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("rounds: 3", "roundz: 3", ["roundz", "did you mean rounds?"]),
+        ("beta: 50", "betta: 50", ["algorithm", "betta", "did you mean beta?"]),
+        ("steps: 3", "stepps: 3", ["stepps", "did you mean steps?"]),
+        ("players: 1", "player: 1", ["player", "did you mean players?"]),
+        ("prompts: prompts.txt\nevaluation", "promts: prompts.txt\nevaluation", ["promts", "prompts"]),
+        ("SetFrechet", "SetFrechett", ["SetFrechett", "did you mean SetFrechet?"]),
+        ("class_path: Dragon", "class_path: Dragoon", ["Dragoon", "did you mean Dragon?"]),
+        ("rounds: 3", "rounds: many", ["loop.rounds", "int", "many"]),
+        ("rounds: 3", "rounds: 2.5", ["loop.rounds", "int", "2.5"]),
+        ("beta: 50", "beta: strong", ["beta", "float", "strong"]),
+        ("rounds: 3", "rounds: -3", ["loop.rounds", "-3"]),
+        ("lr: 1.0e-3", "lr: 1000", ["loop.lr", "1000"]),
+        ("lr: 1.0e-3", "lr: .nan", ["loop.lr", "nan"]),
+        ("beta: 50", "beta: -1", ["beta", "-1"]),
+        ("steps: 3", "steps: 0", ["steps", "0"]),
+        ("rank: 2", "rank: -2", ["rank", "-2"]),
+        ("count: 4", "count: -4", ["count", "-4"]),
+        ("pairs: 6", "pairs: 1", ["loop.pairs", "SetFrechet", "1"]),
+        ("subset: 3", "subset: 1", ["subset", "1"]),
+        ("model: music", "model: nowhere", ["model", "nowhere"]),
+        ("exemplars: real", "exemplars: unreal", ["unreal", "not there"]),
+        ("exemplars: real", "exemplars: vacant", ["vacant"]),
+        ("exemplars: real", "exemplars: texts", ["texts"]),
+        ("prompts: prompts.txt\nevaluation", "prompts: nothing.txt\nevaluation", ["nothing.txt"]),
+        ("prompts: prompts.txt\nevaluation", "prompts: blank.txt\nevaluation", ["blank.txt", "prompt"]),
+        ("prompts: prompts.txt\nevaluation", "prompts: real/00.wav\nevaluation", ["real/00.wav"]),
+        ("model: clap}}, exemplars", "model: music}}, exemplars", ["music"]),
+        ("model: music", "model: [", ["recipe.yaml"]),
+    ],
+)
+def test_a_bad_recipe(workplace, capsys, old, new, words):
+    (workplace / "vacant").mkdir()
+    (workplace / "texts").mkdir()
+    (workplace / "texts" / "notes.md").write_text("no audio")
+    (workplace / "blank.txt").write_text("\n\n")
+    edited(workplace, old, new)
+    sentence = refused(capsys, "tune", "recipe.yaml")
+    for word in words:
+        assert word in sentence
+    assert not (workplace / "runs/recipe").exists() or not any((workplace / "runs/recipe").iterdir())
+    if (workplace / "runs").exists() or "class_path" not in old:
+        refused(capsys, "doctor", "recipe.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tune"], ["RECIPE.yaml", "--help"]),
+        (["tune", "gone.yaml"], ["gone.yaml", "not there"]),
+        (["tune", "real"], ["real", "folder"]),
+        (["tune", "prompts.txt"], ["prompts.txt", "fields"]),
+        (["tune", "recipe.yaml", "--loop.roundz", "3"], ["roundz", "did you mean rounds?"]),
+        (["tune", "recipe.yaml", "--loop.rounds", "x"], ["loop.rounds", "x"]),
+        (["tune", "recipe.yaml", "--reume"], ["--reume"]),
+        (["generate", "--model", "music", "--out", "clips"], ["--prompt"]),
+        (["generate", "--prompt", "x", "--out", "clips"], ["--model"]),
+        (["generate", "--model", "music", "--prompt", "x", "--out", "clips", "--steps", "-1"], ["steps", "-1"]),
+        (["generate", "--model", "music", "--prompt", "x", "--out", "clips", "--scale", "nan"], ["--scale", "nan"]),
+        (["generate", "--model", "music", "--prompt", "x", "--out", "clips", "--seed", "-1"], ["--seed", "-1"]),
+        (["generate", "--model", "music", "--prompt", "x", "--out", "real"], ["real", "other files"]),
+        (["generate", "--model", "music", "--prompt", "x", "--out", "c", "--adapter", "real"], ["adapter", "real"]),
+        (["score", "gone", "--reward", "reward.yaml"], ["gone"]),
+        (["score", "real", "--reward", "gone.yaml"], ["gone.yaml"]),
+        (["score", "real", "--reward", "reward.yaml", "--prompts", "prompts.txt"], ["12", "4"]),
+        (["score", "real", "--reward", "reward.yaml", "--prompts", "gone.csv"], ["gone.csv"]),
+        (["reference", "real", "--encoder", "tiny-clamp", "--out", "r.safetensors"], ["TinyClamp", "TinyClap?"]),
+        (["reference", "gone", "--encoder", "encoder.yaml", "--out", "r.safetensors"], ["gone"]),
+        (["reference", "real", "--encoder", "encoder.yaml", "--out", "r.txt"], [".safetensors"]),
+        (["evaluate", "gone"], ["gone"]),
+        (["evaluate", "real"], ["real"]),
+        (["doctor", "gone.yaml"], ["gone.yaml"]),
+    ],
+)
+def test_bad_arguments(workplace, capsys, arguments, words):
+    sentence = refused(capsys, *arguments)
+    for word in words:
+        assert word in sentence
+
+
+def spoil(folder, kind):
+    """One bad file."""
+    path = folder / "bad.wav"
+    match kind:
+        case "corrupt":
+            path.write_bytes(b"RIFF nonsense")
+        case "empty":
+            path.write_bytes(b"")
+        case "zero length":
+            soundfile.write(path, np.zeros(0), 16000)
+        case "nan":
+            soundfile.write(path, np.full(1000, np.nan), 16000, subtype="FLOAT")
+        case "torn":
+            whole = (folder / "00.wav").read_bytes()
+            path.with_suffix(".flac").write_bytes(whole[:100])
+
+
+@pytest.mark.parametrize("kind", ["corrupt", "empty", "zero length", "nan", "torn"])
+def test_a_bad_file_among_good_ones_is_named_and_left_out(workplace, capsys, kind):
+    spoil(workplace / "real", kind)
+    assert cli.main(["tune", "recipe.yaml", "--evaluation", "null", "--loop.rounds", "1"]) == 0
+    assert "bad." in capsys.readouterr().err
+    assert cli.main(["score", "real", "--reward", "recipe.yaml"]) == 0
+    assert "bad." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["corrupt", "nan"])
+def test_bad_files_only(workplace, capsys, kind):
+    shutil.rmtree(workplace / "real")
+    (workplace / "real").mkdir()
+    spoil(workplace / "real", kind)
+    assert "real" in refused(capsys, "tune", "recipe.yaml")
+    assert "readable" in refused(capsys, "score", "real", "--reward", "reward.yaml")
+    assert "real" in refused(capsys, "reference", "real", "--encoder", "encoder.yaml", "--out", "r.safetensors")
+
+
+def test_a_reference_of_another_encoder(workplace, capsys):
+    assert cli.main(["reference", "real", "--encoder", "encoder.yaml", "--out", "r.safetensors"]) == 0
+    edited(workplace, "model: clap}}, exemplars: real", "model: other}}, exemplars: r.safetensors")
+    from tiny_models import save_tiny_clap
+
+    save_tiny_clap(workplace / "other", seed=1)
+    assert "encoder" in refused(capsys, "tune", "recipe.yaml")
+
+
+def test_too_few_files_for_a_set(workplace, capsys):
+    for path in sorted((workplace / "real").iterdir())[1:]:
+        path.unlink()
+    assert "at least 2" in refused(capsys, "score", "real", "--reward", "recipe.yaml")
+
+
+def test_a_folder_that_holds_something_else(workplace, capsys):
+    short = ["tune", "recipe.yaml", "--evaluation", "null", "--loop.rounds", "1"]
+    assert "another --out" in refused(capsys, *short, "--out", "real")
+    assert "in a file" in refused(capsys, *short, "--out", "prompts.txt/run")
+    assert cli.main([*short, "--out", "run"]) == 0
+    before = (workplace / "run/adapter/adapter_model.safetensors").read_bytes()
+    assert "--resume" in refused(capsys, *short, "--out", "run")
+    sentence = refused(capsys, *short, "--out", "run", "--resume", "--algorithm.beta", "3")
+    assert "beta" in sentence
+    assert (workplace / "run/adapter/adapter_model.safetensors").read_bytes() == before
+    with RunFolder(Path("run")).held():
+        assert "another process" in refused(capsys, *short, "--out", "run", "--resume")
+
+
+@pytest.mark.parametrize("after", [0, 3, 6, 9, 12])
+def test_a_full_disk_anywhere(workplace, capsys, monkeypatch, after):
+    """What was complete stays, and the run goes on when there is room again."""
+    arguments = ["tune", "recipe.yaml", "--out", "run"]
+    replace, calls = Path.replace, []
+
+    def full(self, target):
+        calls.append(target)
+        if len(calls) > after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full)
+        assert "free some space" in refused(capsys, *arguments)
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert cli.main(["tune", "recipe.yaml", "--out", "whole", "--evaluation", "null"]) == 0
+    one, other = (workplace / name / "adapter/adapter_model.safetensors" for name in ("run", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_folder_that_cannot_be_written(workplace, capsys, monkeypatch):
+    def denied(self, *arguments, **named):
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", denied)
+        assert "can be written" in refused(capsys, "tune", "recipe.yaml", "--out", "locked/run")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert "can be written" in refused(capsys, "tune", "recipe.yaml", "--out", "run")

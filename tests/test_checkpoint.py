@@ -1,0 +1,123 @@
+import errno
+import os
+
+import pytest
+import torch
+from dragontune.errors import InputError
+from dragontune.training import files
+from dragontune.training.checkpoint import Checkpoints, TrainingState
+
+
+def state(number, value=1.0):
+    weight = torch.nn.Parameter(torch.full((3, 2), value))
+    optimizer = torch.optim.Adam([weight], lr=0.1)
+    weight.sum().backward()
+    optimizer.step()
+    return TrainingState.of([weight], optimizer, [{"round": i + 1, "loss": 0.1 * i} for i in range(number)])
+
+
+def test_comes_back_with_the_same_bits_and_the_same_next_step(tmp_path):
+    weights = [torch.nn.Parameter(torch.randn(4, 3)), torch.nn.Parameter(torch.randn(2))]
+
+    def steps(count, weights, optimizer):
+        for _ in range(count):
+            optimizer.zero_grad()
+            sum((weight**3).sum() for weight in weights).backward()
+            optimizer.step()
+
+    optimizer = torch.optim.Adam(weights, lr=0.1)
+    steps(3, weights, optimizer)
+    Checkpoints(tmp_path).save(TrainingState.of(weights, optimizer, [{"round": 1}]))
+    other = [torch.nn.Parameter(torch.zeros_like(weight)) for weight in weights]
+    other_optimizer = torch.optim.Adam(other, lr=0.1)
+    found = Checkpoints(tmp_path).latest()
+    found.restore(other, other_optimizer)
+    assert found.history == ({"round": 1},)
+    steps(2, weights, optimizer)
+    steps(2, other, other_optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(weights, other, strict=True))
+
+
+def test_the_last_few_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for number in range(5):
+        checkpoints.save(state(number))
+    assert checkpoints.rounds() == [3, 4]
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "json"])
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "gone"])
+def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, suffix, damage):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1))
+    checkpoints.save(state(2))
+    path = tmp_path / f"round-000002.{suffix}"
+    content = path.read_bytes()
+    if damage == "gone":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"torn": content[:middle], "flipped": flipped, "empty": b""}[damage])
+    if (suffix, damage) == ("json", "gone"):  # killed before its second file: never was one
+        assert checkpoints.latest().round == 1
+        return
+    with pytest.warns(UserWarning, match="round-000002"):
+        assert checkpoints.latest().round == 1
+
+
+def test_nothing_usable_is_a_fresh_start(tmp_path):
+    assert Checkpoints(tmp_path / "none").latest() is None
+    Checkpoints(tmp_path).save(state(1))
+    (tmp_path / "round-000001.safetensors").write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"):
+        assert Checkpoints(tmp_path).latest() is None
+
+
+def test_of_another_adapter_is_refused(tmp_path):
+    weight = torch.nn.Parameter(torch.zeros(5))
+    with pytest.raises(InputError, match="another"):
+        state(1).restore([weight], torch.optim.Adam([weight]))
+
+
+def test_a_full_disk_leaves_the_state_so_far(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1))
+    before = sorted(path.name for path in tmp_path.iterdir())
+
+    def full(handle):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space") as caught:
+        checkpoints.save(state(2))
+    assert "free some space" in files.storage_trouble(caught.value)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert checkpoints.latest().round == 1
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    target = tmp_path / "adapter"
+    files.write_folder(target, lambda folder: (folder / "a").write_text("1"))
+
+    def fail(folder):
+        (folder / "a").write_text("2")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        files.write_folder(target, fail)
+    assert (target / "a").read_text() == "1"
+    target.rename(tmp_path / ".adapter.old")  # as if killed between the two renames
+    files.recover_folder(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    files.write_folder(target, lambda folder: (folder / "b").write_text("3"))
+    assert [path.name for path in target.iterdir()] == ["b"]
+
+
+def test_other_errors_are_no_storage_trouble():
+    assert files.storage_trouble(ValueError("x")) is None
+    assert files.storage_trouble(FileNotFoundError(errno.ENOENT, "x")) is None
+    assert "written" in files.storage_trouble(PermissionError(errno.EACCES, "denied", "place"))
+    assert "written" in files.storage_trouble(OSError(errno.EROFS, "read-only", "place"))

@@ -1,0 +1,198 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from dragontune import cli
+from dragontune.evaluation import evaluate as evaluation
+from runs import make_workplace
+
+METRICS = {"prompts", "rewards", "seconds", "package_versions", "seed"}
+REWARD = {"scope", "target", "before", "after", "win_rate", "win_rate_ci95"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A workplace with one finished run."""
+    folder = make_workplace(tmp_path_factory.mktemp("workplace"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert cli.main(["tune", "recipe.yaml"]) == 0
+    return folder
+
+
+@pytest.fixture
+def workplace(run, monkeypatch):
+    monkeypatch.chdir(run)
+    return run
+
+
+def test_help_is_quick_and_light():
+    code = "import sys; from dragontune import cli; cli.main(['--help']); assert 'torch' not in sys.modules"
+    start = time.monotonic()
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert time.monotonic() - start < 5  # 0.1 s on a machine with nothing else to do
+    for verb in ("tune", "generate", "score", "reference", "evaluate", "doctor"):
+        assert f"dragontune {verb}" in found.stdout
+
+
+@pytest.mark.parametrize("verb", ["tune", "generate", "score", "reference", "evaluate", "doctor"])
+def test_every_verb_has_help(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"dragontune {verb}" in capsys.readouterr().out
+
+
+def test_nothing_and_nonsense(capsys):
+    assert cli.main([]) == 2
+    assert cli.main(["tuna"]) == 2
+    assert "did you mean tune?" in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
+
+
+def test_the_run_folder(workplace):
+    folder = workplace / "runs" / "recipe"
+    found = {path.name for path in folder.iterdir()}
+    assert found == {"recipe.yaml", "log.jsonl", "checkpoints", "samples", "adapter", "README.md", "report"}
+    assert {path.name for path in (folder / "report").iterdir()} == {"index.html", "metrics.json"}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (folder / "adapter").iterdir()}
+    metrics = json.loads((folder / "report" / "metrics.json").read_text())
+    assert set(metrics) == METRICS
+    assert all(set(reward) == REWARD for reward in metrics["rewards"].values())
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [set(line) for line in lines] == [{"round", "seconds", "reward", "loss", "metrics"}] * 3
+    card = (folder / "README.md").read_text()
+    assert "base_model: music" in card
+    assert "| target | set | yes |" in card
+    assert not list(folder.rglob("*.pt")) + list(folder.rglob("*.pkl")) + list(folder.rglob("*.bin"))
+
+
+def test_the_resolved_recipe_is_the_same_run(workplace):
+    assert cli.main(["tune", "runs/recipe/recipe.yaml", "--out", "runs/again"]) == 0
+    first, second = (workplace / "runs" / name for name in ("recipe", "again"))
+    assert (first / "recipe.yaml").read_text() == (second / "recipe.yaml").read_text()
+    weights = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (first, second)]
+    assert weights[0] == weights[1]
+
+
+def test_overrides_and_print_config(workplace, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["tune", "recipe.yaml", "--loop.rounds", "7", "--algorithm.beta=3", "--print_config"])
+    assert stop.value.code in (0, None)
+    printed = capsys.readouterr().out
+    assert "rounds: 7" in printed
+    assert "beta: 3" in printed
+
+
+def test_a_run_that_is_done_can_be_prolonged(workplace):
+    arguments = ["tune", "recipe.yaml", "--out", "runs/longer", "--evaluation", "null"]
+    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--resume", "--loop.rounds", "5"]) == 0
+    assert len((workplace / "runs/longer/log.jsonl").read_text().splitlines()) == 5
+    assert "rounds: 5" in (workplace / "runs/longer/recipe.yaml").read_text()
+    assert cli.main(["tune", "recipe.yaml", "--out", "runs/whole", "--evaluation", "null", "--loop.rounds", "5"]) == 0
+    one, other = (workplace / f"runs/{name}/adapter/adapter_model.safetensors" for name in ("longer", "whole"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_generate_and_score(workplace, capsys):
+    (workplace / "ask.txt").write_text("a reel\n\na jig <script>\n")
+    arguments = ["generate", "--adapter", "runs/recipe", "--prompts", "ask.txt", "--out", "clips", "--scale", "1.5"]
+    assert cli.main(arguments) == 0
+    with (workplace / "clips/prompts.csv").open(newline="") as file:
+        assert [row["prompt"] for row in csv.DictReader(file)] == ["a reel", "a jig <script>"]
+    clips = sorted((workplace / "clips").glob("*.flac"))
+    assert [clip.name for clip in clips] == ["0000-a-reel.flac", "0001-a-jig-script.flac"]
+    before = clips[0].read_bytes()
+    clips[0].unlink()
+    assert cli.main(arguments) == 0
+    assert clips[0].read_bytes() == before
+    capsys.readouterr()
+    assert cli.main(["score", "clips", "--reward", "reward.yaml", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)
+    assert scored["scope"] == "instance"
+    assert [row["file"] for row in scored["files"]] == [clip.name for clip in clips]
+    assert cli.main(["score", "clips", "--reward", "recipe.yaml", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scope"] == "set"
+    assert cli.main(["score", "clips", "--reward", "reward.yaml"]) == 0
+    assert "mean" in capsys.readouterr().out
+
+
+def test_scale_nought_is_the_untuned_model(workplace):
+    plain = ["generate", "--model", "music", "--prompt", "a reel", "--steps", "3", "--seed", "4"]
+    assert cli.main([*plain, "--out", "plain"]) == 0
+    assert cli.main([*plain, "--adapter", "runs/recipe", "--scale", "0", "--out", "nought"]) == 0
+    one, other = (workplace / name / "0000-a-reel.flac" for name in ("plain", "nought"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_score_takes_prompts_from_everywhere(workplace, capsys):
+    (workplace / "few").mkdir()
+    for name in ("00.wav", "01.wav"):
+        (workplace / "few" / name).write_bytes((workplace / "real" / name).read_bytes())
+
+    def scores(*arguments):
+        assert cli.main(["score", "few", "--reward", "reward.yaml", "--json", *arguments]) == 0
+        return [row["score"] for row in json.loads(capsys.readouterr().out)["files"]]
+
+    (workplace / "two.txt").write_text("a reel\na jig\n")
+    (workplace / "two.csv").write_text("file,prompt\n01.wav,a jig\n00.wav,a reel\n")
+    given = scores("--prompts", "two.txt")
+    assert scores("--prompts", "two.csv") == given
+    (workplace / "few" / "00.txt").write_text("a reel")
+    (workplace / "few" / "01.txt").write_text("a jig")
+    assert scores() == given
+
+
+def test_reference_and_its_use(workplace, capsys):
+    assert cli.main(["reference", "real", "--encoder", "encoder.yaml", "--out", "refs/real.safetensors"]) == 0
+    assert "12 items (audio)" in capsys.readouterr().out
+    stored = ["--reward.init_args.exemplars", "refs/real.safetensors"]
+    assert cli.main(["tune", "recipe.yaml", "--out", "runs/stored", "--evaluation", "null", *stored]) == 0
+    one, other = (workplace / f"runs/{name}/adapter/adapter_model.safetensors" for name in ("stored", "recipe"))
+    assert one.read_bytes() == other.read_bytes()
+    (workplace / "captions.txt").write_text("a reel\na jig\nfor flute\n")
+    assert cli.main(["reference", "captions.txt", "--encoder", "encoder.yaml", "--out", "refs/text.safetensors"]) == 0
+    assert "3 items (text)" in capsys.readouterr().out
+
+
+def test_evaluate_again(workplace):
+    assert cli.main(["evaluate", "runs/recipe", "--prompts", "prompts.txt", "--out", "elsewhere"]) == 0
+    first, second = (
+        json.loads((workplace / path / "metrics.json").read_text()) for path in ("runs/recipe/report", "elsewhere")
+    )
+    assert first["rewards"] == second["rewards"]
+
+
+def test_doctor_runs_nothing(workplace, capsys):
+    before = sorted(workplace.rglob("*"))
+    assert cli.main(["doctor", "recipe.yaml"]) == 0
+    said = capsys.readouterr().out
+    for word in ("prompts", "model", "adapter", "reward", "time", "memory", "disk"):
+        assert word in said
+    assert sorted(workplace.rglob("*")) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_evaluation(workplace, monkeypatch, capsys, number):
+    """The adapter is there, the exit code says resumable, and resuming does only what is left."""
+    make, out = evaluation.Making.make, f"runs/stopped-{number}"
+
+    def interrupted(self, *arguments):
+        os.kill(os.getpid(), number)
+        return make(self, *arguments)
+
+    monkeypatch.setattr(evaluation.Making, "make", interrupted)
+    assert cli.main(["tune", "recipe.yaml", "--out", out]) == 75
+    said = capsys.readouterr().err
+    assert f"resume with: dragontune tune recipe.yaml --out {out} --resume" in said
+    assert (workplace / out / "adapter" / "adapter_model.safetensors").exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    assert cli.main(["tune", "recipe.yaml", "--out", out, "--resume"]) == 0
+    assert (workplace / out / "report" / "index.html").exists()

@@ -1,0 +1,27 @@
+import time
+from pathlib import Path
+
+import pytest
+from dragontune import cli
+from dragontune.embedded import ASSETS
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_it_can_be_read(path):
+    recipe, text, _ = cli._read_recipe(path, [])
+    assert recipe.loop.rounds >= 1
+    assert "class_path" in text
+
+
+def test_the_two_that_must_be_there():
+    assert {"smoke", "demo"} <= {path.stem for path in RECIPES}
+
+
+@pytest.mark.skipif(not (ASSETS / "tiny-music" / "model_index.json").exists(), reason="the embedded model is not built")
+def test_smoke_is_a_whole_run(tmp_path):
+    start = time.monotonic()
+    assert cli.main(["tune", str(RECIPES[0].parent / "smoke.yaml"), "--out", str(tmp_path / "run")]) == 0
+    assert time.monotonic() - start < 180  # under 60 s on two cores with nothing else to do
+    assert (tmp_path / "run" / "report" / "index.html").exists()

@@ -1,0 +1,99 @@
+import math
+
+import pytest
+import torch
+
+from dragontune.evaluation import statistics
+from dragontune.seeding import Key
+
+
+@pytest.mark.parametrize(
+    ("wins", "p", "bound", "posterior"),
+    [(253, 1.5835e-5, 0.56146, 0.9999870), (256, 4.1534e-6, 0.56869, 0.9999966)],
+)
+def test_golden_values_of_the_listening_test(wins, p, bound, posterior):
+    """The published table of DRAGON's listening test is reproduced by 420 votes."""
+    assert statistics.p_value(wins, 420) == pytest.approx(p, rel=1e-4)
+    assert statistics.lower_bound(wins, 420) == pytest.approx(bound, abs=1e-5)
+    assert statistics.probability_better(wins, 420) == pytest.approx(posterior, abs=1e-7)
+
+
+@pytest.mark.parametrize("count", [1, 7, 200])
+def test_interval_closed_forms_at_the_ends(count):
+    none, most = statistics.clopper_pearson(0, count)
+    assert none == 0
+    assert most == pytest.approx(1 - 0.025 ** (1 / count))
+    assert statistics.clopper_pearson(count, count) == pytest.approx((1 - most, 1 - none))
+
+
+def test_interval_agrees_with_scipy():
+    from scipy.stats import binomtest
+
+    for wins in (1, 12, 29):
+        exact = binomtest(wins, 30).proportion_ci(0.95, "exact")
+        assert statistics.clopper_pearson(wins, 30) == pytest.approx((exact.low, exact.high))
+
+
+def test_half_wins_widen():
+    low, high = statistics.clopper_pearson(10.5, 20)
+    assert low == statistics.clopper_pearson(10, 20)[0]
+    assert high == statistics.clopper_pearson(11, 20)[1]
+
+
+def test_item_wins_count_ties_as_halves():
+    found = statistics.item_wins(torch.tensor([0.0, 0.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 2.0, 1.0]))
+    assert found.rate == 0.625
+    assert found.low < found.rate < found.high
+
+
+def test_rounding_errors_are_ties():
+    assert statistics.outcome(1.0, 1.0 + 1e-8) == 0.5
+    assert statistics.outcome(-3.0, -2.0) == 1.0
+    assert statistics.outcome(-2.0, -3.0) == 0.0
+
+
+def test_subsets_are_of_the_size_asked_for_and_without_repetition():
+    seen = []
+    statistics.subset_wins(lambda rows: float(seen.append(rows) or 1), 12, 5, 20, Key(0))
+    assert all(len(rows) == 5 and len(set(rows.tolist())) == 5 for rows in seen[:20])
+    assert len({tuple(rows.tolist()) for rows in seen[:20]}) > 10
+
+
+def test_winning_every_subset_is_not_certainty():
+    found = statistics.subset_wins(lambda rows: 1.0, 30, 10, 100, Key(0))
+    assert (found.rate, found.high) == (1.0, 1.0)
+    assert found.low == pytest.approx(0.025 ** (1 / 100))
+
+
+def test_overlapping_subsets_get_a_wider_interval_than_independent_trials():
+    gains = torch.randn(60, generator=torch.Generator().manual_seed(1))
+    found = statistics.subset_wins(lambda rows: float(gains[rows].sum() > 0), 60, 30, 100, Key(0))
+    low, high = statistics.clopper_pearson(found.rate * 100, 100)
+    assert found.low <= low
+    assert found.high >= high
+    assert found.high - found.low > 1.2 * (high - low)
+
+
+def test_the_interval_covers():
+    """Of ten populations with mean gain 0 (true win rate one half), at least eight intervals contain one half."""
+    hits = 0
+    for seed in range(10):
+        gains = torch.randn(40, generator=torch.Generator().manual_seed(seed))
+        found = statistics.subset_wins(lambda rows, g=gains: float(g[rows].sum() > 0), 40, 10, 60, Key(seed))
+        hits += found.low <= 0.5 <= found.high
+    assert hits >= 8
+
+
+def test_same_key_same_interval():
+    def compare(rows):
+        return float(rows.sum() % 2)
+
+    found = [statistics.subset_wins(compare, 20, 7, 30, Key(4)) for _ in range(2)]
+    assert found[0] == found[1]
+    assert all(math.isfinite(value) for value in (found[0].rate, found[0].low, found[0].high))
+
+
+def test_progress_ends_at_its_total():
+    steps = []
+    statistics.subset_wins(lambda rows: 0.5, 8, 3, 10, Key(0), lambda done, total: steps.append((done, total)))
+    assert [done for done, _ in steps] == list(range(1, steps[-1][1] + 1))
