@@ -21,7 +21,7 @@ EDITABLE := $(INSTALL) --no-build-isolation --constraint constraints.txt --edita
 .PHONY: demo test check bench assets clean
 
 demo: .venv/.stamp-run
-	@$(BIN)/dragontune tune recipes/demo.yaml $(if $(wildcard runs/demo),--resume)
+	@$(BIN)/dragontune tune recipes/demo.yaml --resume
 	@echo "Listen to the result: file://$(CURDIR)/runs/demo/report/index.html"
 
 test: check

@@ -90,13 +90,13 @@ def _references(folder: Path, sound: np.ndarray, facts: list[Facts]) -> None:
 
     for split in ("validation", "test"):
         rows = [i for i, fact in enumerate(facts) if fact.split == split]
-        for encoder in (TinyClap(), Latents()):
+        for name, encoder in (("tiny-clap", TinyClap()), ("latents", Latents())):
             batches = (
                 Audio(torch.from_numpy(sound[some].astype(np.float32) / 32768)[:, None], RATE)
                 for some in np.array_split(rows, len(rows) // 32)
             )
             source = f"{len(rows)} clips of the {split} pieces"
-            Reference.build(encoder, batches, source).save(folder / f"{split}-{encoder.name}.safetensors")
+            Reference.build(encoder, batches, source).save(folder / f"{split}-{name}.safetensors")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from transformers import T5Config, T5EncoderModel
 
 from dragontune.generators.tiny import TinyAutoencoder, TinyDiT
 
-STEPS, BATCH, LR = 5000, 64, 1e-3
+STEPS, BATCH, LR = 3000, 64, 1e-3
 
 
 def latents_of(build: Path, vae: TinyAutoencoder, sound: np.ndarray) -> Tensor:

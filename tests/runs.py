@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
+
 from dragontune.algorithms.dragon import Dragon
 from dragontune.rewards.alignment import Alignment
 from dragontune.sampling import Sampler

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+
 from dragontune import cli
 from dragontune.training.run_folder import RunFolder
 from runs import make_workplace
@@ -34,7 +35,8 @@ def refused(capsys, *arguments):
     assert code == 2, lines
     sentence = lines[-1]
     assert sentence.startswith("dragontune: ")
-    assert all(line.startswith(("dragontune: warning", "tuning:")) for line in lines[:-1]), lines
+    assert not any("Traceback" in line for line in lines), lines
+    assert sum(line.startswith("dragontune: ") and "warning" not in line for line in lines) == 1
     return sentence
 
 
@@ -139,8 +141,9 @@ def spoil(folder, kind):
         case "nan":
             soundfile.write(path, np.full(1000, np.nan), 16000, subtype="FLOAT")
         case "torn":
-            whole = (folder / "00.wav").read_bytes()
-            path.with_suffix(".flac").write_bytes(whole[:100])
+            path = path.with_suffix(".flac")
+            soundfile.write(path, np.zeros(1000), 16000)
+            path.write_bytes(path.read_bytes()[:30])
 
 
 @pytest.mark.parametrize("kind", ["corrupt", "empty", "zero length", "nan", "torn"])
@@ -172,9 +175,9 @@ def test_a_reference_of_another_encoder(workplace, capsys):
 
 
 def test_too_few_files_for_a_set(workplace, capsys):
-    for path in sorted((workplace / "real").iterdir())[1:]:
-        path.unlink()
-    assert "at least 2" in refused(capsys, "score", "real", "--reward", "recipe.yaml")
+    (workplace / "one").mkdir()
+    shutil.copy(workplace / "real" / "00.wav", workplace / "one")
+    assert "at least 2" in refused(capsys, "score", "one", "--reward", "recipe.yaml")
 
 
 def test_a_folder_that_holds_something_else(workplace, capsys):
@@ -191,7 +194,7 @@ def test_a_folder_that_holds_something_else(workplace, capsys):
         assert "another process" in refused(capsys, *short, "--out", "run", "--resume")
 
 
-@pytest.mark.parametrize("after", [0, 3, 6, 9, 12])
+@pytest.mark.parametrize("after", [0, 2, 4, 9, 10])
 def test_a_full_disk_anywhere(workplace, capsys, monkeypatch, after):
     """What was complete stays, and the run goes on when there is room again."""
     arguments = ["tune", "recipe.yaml", "--out", "run"]
@@ -219,5 +222,6 @@ def test_a_folder_that_cannot_be_written(workplace, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", denied)
         assert "can be written" in refused(capsys, "tune", "recipe.yaml", "--out", "locked/run")
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, *rest, **kind: path != Path("run") and allowed(path, *rest, **kind))
     assert "can be written" in refused(capsys, "tune", "recipe.yaml", "--out", "run")

@@ -3,9 +3,15 @@ import os
 
 import pytest
 import torch
+
 from dragontune.errors import InputError
 from dragontune.training import files
 from dragontune.training.checkpoint import Checkpoints, TrainingState
+
+
+def newest(checkpoints):
+    found = checkpoints.latest()
+    return found and found.round
 
 
 def state(number, value=1.0):
@@ -22,7 +28,7 @@ def test_comes_back_with_the_same_bits_and_the_same_next_step(tmp_path):
     def steps(count, weights, optimizer):
         for _ in range(count):
             optimizer.zero_grad()
-            sum((weight**3).sum() for weight in weights).backward()
+            torch.stack([(weight**3).sum() for weight in weights]).sum().backward()
             optimizer.step()
 
     optimizer = torch.optim.Adam(weights, lr=0.1)
@@ -31,6 +37,7 @@ def test_comes_back_with_the_same_bits_and_the_same_next_step(tmp_path):
     other = [torch.nn.Parameter(torch.zeros_like(weight)) for weight in weights]
     other_optimizer = torch.optim.Adam(other, lr=0.1)
     found = Checkpoints(tmp_path).latest()
+    assert found is not None
     found.restore(other, other_optimizer)
     assert found.history == ({"round": 1},)
     steps(2, weights, optimizer)
@@ -61,10 +68,10 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, suffix, dam
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         path.write_bytes({"torn": content[:middle], "flipped": flipped, "empty": b""}[damage])
     if (suffix, damage) == ("json", "gone"):  # killed before its second file: never was one
-        assert checkpoints.latest().round == 1
+        assert newest(checkpoints) == 1
         return
     with pytest.warns(UserWarning, match="round-000002"):
-        assert checkpoints.latest().round == 1
+        assert newest(checkpoints) == 1
 
 
 def test_nothing_usable_is_a_fresh_start(tmp_path):
@@ -92,10 +99,10 @@ def test_a_full_disk_leaves_the_state_so_far(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space") as caught:
         checkpoints.save(state(2))
-    assert "free some space" in files.storage_trouble(caught.value)
+    assert "free some space" in str(files.storage_trouble(caught.value))
     monkeypatch.undo()
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    assert checkpoints.latest().round == 1
+    assert newest(checkpoints) == 1
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
@@ -119,5 +126,5 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
 def test_other_errors_are_no_storage_trouble():
     assert files.storage_trouble(ValueError("x")) is None
     assert files.storage_trouble(FileNotFoundError(errno.ENOENT, "x")) is None
-    assert "written" in files.storage_trouble(PermissionError(errno.EACCES, "denied", "place"))
-    assert "written" in files.storage_trouble(OSError(errno.EROFS, "read-only", "place"))
+    assert "written" in str(files.storage_trouble(PermissionError(errno.EACCES, "denied", "place")))
+    assert "written" in str(files.storage_trouble(OSError(errno.EROFS, "read-only", "place")))

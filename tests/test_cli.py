@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+
 from dragontune import cli
 from dragontune.evaluation import evaluate as evaluation
 from runs import make_workplace
@@ -60,7 +61,8 @@ def test_the_run_folder(workplace):
     found = {path.name for path in folder.iterdir()}
     assert found == {"recipe.yaml", "log.jsonl", "checkpoints", "samples", "adapter", "README.md", "report"}
     assert {path.name for path in (folder / "report").iterdir()} == {"index.html", "metrics.json"}
-    assert {"adapter_config.json", "adapter_model.safetensors"} <= {path.name for path in (folder / "adapter").iterdir()}
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (folder / "adapter" / name).is_file()
     metrics = json.loads((folder / "report" / "metrics.json").read_text())
     assert set(metrics) == METRICS
     assert all(set(reward) == REWARD for reward in metrics["rewards"].values())
@@ -78,6 +80,13 @@ def test_the_resolved_recipe_is_the_same_run(workplace):
     assert (first / "recipe.yaml").read_text() == (second / "recipe.yaml").read_text()
     weights = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (first, second)]
     assert weights[0] == weights[1]
+
+
+def test_a_finished_run_is_left_alone(workplace, capsys):
+    before = {path: path.stat().st_mtime_ns for path in (workplace / "runs/recipe").rglob("*")}
+    assert cli.main(["tune", "recipe.yaml", "--resume"]) == 0
+    assert "nothing left to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in (workplace / "runs/recipe").rglob("*")}
 
 
 def test_overrides_and_print_config(workplace, capsys):

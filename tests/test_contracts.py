@@ -64,14 +64,14 @@ class NoReference(Toy):
 
 @dataclass(frozen=True, eq=False)
 class MixesRows(Toy):
-    def denoise(self, noisy: Tensor, t: Tensor, condition: Weights) -> Tensor:
+    def denoise(self, noisy: Tensor, t: Tensor, condition: Rows) -> Tensor:
         estimate = super().denoise(noisy, t, condition)
         return estimate + 0.1 * estimate.mean(0)
 
 
 @dataclass(frozen=True, eq=False)
 class PredictsNoise(Toy):
-    def denoise(self, noisy: Tensor, t: Tensor, condition: Weights) -> Tensor:
+    def denoise(self, noisy: Tensor, t: Tensor, condition: Rows) -> Tensor:
         return noisy - super().denoise(noisy, t, condition)
 
 
@@ -103,7 +103,7 @@ def test_broken_encoders_are_caught(broken: ToyEncoder):
 
 
 @dataclass(frozen=True)
-class Unmarked(InstanceReward):
+class Unmarked(InstanceReward[Tensor]):
     def encode(self, samples: Samples) -> Tensor:
         return samples.latents[:, 0]
 
@@ -118,7 +118,7 @@ class Detached(Unmarked, DifferentiableReward):
 
 
 @dataclass(frozen=True)
-class Relative(InstanceReward):
+class Relative(InstanceReward[Tensor]):
     def encode(self, samples: Samples) -> Tensor:
         return (samples.latents[:, 0] - samples.latents[:, 0].mean()).detach()
 
@@ -127,7 +127,7 @@ class Relative(InstanceReward):
 
 
 @dataclass(frozen=True)
-class First(DistributionReward):
+class First(DistributionReward[Tensor]):
     def encode(self, samples: Samples) -> Tensor:
         return samples.latents.detach()
 
@@ -136,7 +136,7 @@ class First(DistributionReward):
 
 
 @dataclass(frozen=True)
-class Lenient(DistributionReward):
+class Lenient(DistributionReward[Tensor]):
     @property
     def minimum(self) -> int:
         return 2

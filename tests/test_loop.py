@@ -2,6 +2,7 @@ import json
 
 import pytest
 import torch
+
 from dragontune.algorithms.dragon import Dragon
 from dragontune.errors import InputError, InterruptedRun, NonFiniteError
 from dragontune.sampling import Sampler
@@ -168,14 +169,18 @@ def test_a_number_that_is_not_finite_stops_and_saves(tmp_path, monkeypatch, what
     monkeypatch.setattr(Dragon, "loss", broken_loss)
     with pytest.raises(NonFiniteError, match=f"the {what} became .* in round 2"):
         LOOP.run(algorithm, TOY_PROMPTS, folder)
-    assert folder.checkpoints(2).latest().round == 1
-    assert all(value.isfinite().all() for value in folder.checkpoints(2).latest().tensors.values())
+    state = folder.checkpoints(2).latest()
+    assert state is not None
+    assert state.round == 1
+    assert all(value.isfinite().all() for value in state.tensors.values())
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("rounds", 0), ("pairs", -1), ("lr", -1e-4), ("lr", float("nan")), ("lr", 10.0), ("max_norm", 0.0), ("batch", 0)]
-    + [("micro_batch", 0), ("seed", -1), ("keep", 0), ("sample_every", -1), ("rounds", 10**9)],
+    [
+        *[("rounds", 0), ("pairs", -1), ("lr", -1e-4), ("lr", float("nan")), ("lr", 10.0), ("max_norm", 0.0)],
+        *[("batch", 0), ("micro_batch", 0), ("seed", -1), ("keep", 0), ("sample_every", -1), ("rounds", 10**9)],
+    ],
 )
 def test_absurd_numbers_are_refused(field, value):
     with pytest.raises(InputError, match=f"loop.{field}"):

@@ -2,6 +2,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from dragontune import cli
 from dragontune.embedded import ASSETS
 

@@ -130,7 +130,7 @@ def test_unreadable_files_are_named_and_left_out(tmp_path: Path):
     (tmp_path / "torn.flac").write_bytes(b"fLaC but no more")
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 8000)
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 8000, subtype="FLOAT")
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out of the exemplars") as caught:
         reference = open_reference(Blocks(), tmp_path)
     assert reference.items == 1
     text = " ".join(str(warning.message) for warning in caught)

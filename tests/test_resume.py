@@ -9,6 +9,7 @@ import time
 import traceback
 
 import pytest
+
 from dragontune.training.loop import Loop
 from dragontune.training.run_folder import RunFolder
 from runs import make_workplace, run_toy
@@ -55,13 +56,14 @@ def test_killed_at_random_moments(tmp_path, every):
 
 def start(folder, *arguments):
     command = [sys.executable, "-m", "dragontune.cli", "tune", "recipe.yaml", "--out", "run", *arguments]
-    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def wait_for(folder, name, process):
     end = time.monotonic() + 120
     while not (folder / name).exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, f"{name} did not appear"
         time.sleep(0.01)
 
@@ -71,7 +73,8 @@ def test_the_command_interrupted_and_killed(tmp_path, monkeypatch):
     folder = make_workplace(tmp_path)
     long = ["--loop.rounds", "12", "--evaluation", "null"]
     whole = start(folder, *long, "--out", "whole")
-    assert whole.wait(120) == 0, whole.stderr.read()
+    said = whole.communicate(timeout=120)[1]
+    assert whole.returncode == 0, said
 
     stopped = start(folder, *long)
     wait_for(folder, "run/checkpoints/round-000002.json", stopped)

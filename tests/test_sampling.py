@@ -6,14 +6,16 @@ from math import inf, sqrt
 
 import pytest
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
 from torch import Tensor
 
+from dragontune.data import Rows
 from dragontune.errors import InputError
+from dragontune.generators.base import Generator
 from dragontune.sampling import Sampler, State
 from dragontune.schedule import Cosine, Edm, Flow, Schedule, expand
 from dragontune.seeding import Key
-from dragontune.testing import Toy, Weights
+from dragontune.testing import Toy
 
 SCHEDULES = [Edm(), Cosine(), Flow()]
 
@@ -50,7 +52,7 @@ def test_second_order_agrees_with_diffusers(steps: int, guidance: float):
         clean, _, _ = guided(toy, x, Edm().time(sigma).expand(4), prompts, guidance)
         skip = 0.25 / (sigma**2 + 0.25)
         scale = 0.5 * sigma / (sigma**2 + 0.25).sqrt()
-        x = theirs.step((clean - skip * x) / scale, timestep, x).prev_sample
+        (x,) = theirs.step((clean - skip * x) / scale, timestep, x, return_dict=False)
     ours = Sampler(steps=steps, guidance=guidance).sample(toy, prompts, Key(1)).latents
     torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
 
@@ -103,7 +105,9 @@ def test_infinite_eta_is_ping_pong():
     torch.testing.assert_close(move.std, torch.tensor([0.9, 0.9]))
 
 
-@pytest.mark.parametrize("sampler", [Sampler(steps=8, guidance=2.0, plus_steps=(2, 3)), Sampler(steps=8, eta=1, order=1)])
+@pytest.mark.parametrize(
+    "sampler", [Sampler(steps=8, guidance=2.0, plus_steps=(2, 3)), Sampler(steps=8, eta=1, order=1)]
+)
 def test_noise_and_result_do_not_depend_on_the_batch(sampler: Sampler):
     toy, key, prompts = Toy(), Key(5), ["left", "right", "x", "y", "left"]
     with toy.reference():
@@ -128,7 +132,7 @@ def test_rows_may_be_at_different_steps():
 class Counting(Toy):
     calls: list[int] = field(default_factory=list)
 
-    def denoise(self, noisy: Tensor, t: Tensor, condition: Weights) -> Tensor:
+    def denoise(self, noisy: Tensor, t: Tensor, condition: Rows) -> Tensor:
         self.calls.append(len(noisy))
         return super().denoise(noisy, t, condition)
 
@@ -215,7 +219,7 @@ def test_only_the_last_steps_carry_gradients():
 def test_steering_visiting_and_not_decoding():
     toy, seen = Toy(), []
 
-    def steer(sampler: Sampler, generator: Toy, state: State, key: Key) -> State:
+    def steer(sampler: Sampler, generator: Generator, state: State, key: Key) -> State:
         return sampler.advance(generator, state, key)
 
     steered = Sampler(steps=4).sample(toy, ["left"], Key(0), steer=steer, visit=seen.append, decode=False)

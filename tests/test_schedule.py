@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import EDMDPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
 
 from dragontune.schedule import Cosine, Edm, Flow, Schedule, expand
 

@@ -14,7 +14,15 @@ def test_noise_belongs_to_the_item():
 
 
 def test_keys_differ_by_seed_and_path():
-    keys = [Key(0), Key(1), Key(0).fold("a"), Key(0).fold("a", 1), Key(0).fold("a").fold(2), Key(0).fold("1"), Key(0).fold(1)]
+    keys = [
+        Key(0),
+        Key(1),
+        Key(0).fold("a"),
+        Key(0).fold("a", 1),
+        Key(0).fold("a").fold(2),
+        Key(0).fold("1"),
+        Key(0).fold(1),
+    ]
     draws = {tuple(key.normal([0], (2,))[0].tolist()) for key in keys}
     assert len(draws) == len(keys)
     assert Key(0).fold("a", 1) == Key(0).fold("a").fold(1)

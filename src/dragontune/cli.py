@@ -10,14 +10,13 @@ import difflib
 import importlib
 import json
 import pkgutil
-import re
 import shlex
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dragontune.errors import InputError, InterruptedRun, NonFiniteError
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import jsonargparse
 
     from dragontune.commands.recipe import Recipe
+    from dragontune.sampling import Sampler
 
 HELP = """\
 dragontune: tune, steer and judge generative media models with any reward
@@ -48,6 +48,8 @@ MODEL is tiny-music (embedded), a local diffusers folder or a hub name.
 `dragontune VERB --help` says more. Exit codes: 0 done, 1 a defect, 2 wrong input, 5 stopped on a number that is not
 finite, 75 interrupted with the state saved.
 """
+
+T = TypeVar("T")
 
 FREE = ("evaluation", "trackers")
 FREE_IN_LOOP = ("rounds", "micro_batch", "checkpoint_every", "keep", "sample_every", "sample_count")
@@ -94,7 +96,9 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         "doctor": _doctor,
     }
     if name not in verbs:
-        raise InputError(f"expected a command ({', '.join(verbs)}), got {name}{_near(name, verbs)}")
+        close = difflib.get_close_matches(name, verbs, 1)
+        meant = f"did you mean {close[0]}?" if close else "see dragontune --help"
+        raise InputError(f"expected a command ({', '.join(verbs)}), got {name}; {meant}")
     return verbs[name]
 
 
@@ -170,14 +174,15 @@ def _score(argv: list[str]) -> None:
     options = _Options("score", "Print what a reward says of a folder of audio files.")
     options.add_argument("folder", type=Path, metavar="MEDIA_DIR")
     options.add_argument("--reward", type=Path, required=True, metavar="REWARD.yaml", help="a reward, or a recipe")
-    options.add_argument("--prompts", metavar="FILE", help="a .csv with the columns file and prompt, or one line a file")
+    options.add_argument("--prompts", metavar="FILE", help="a .csv of file and prompt, or one line a file")
     options.add_argument("--json", action="store_true", help="print JSON")
     given = options.parse_args(argv)
     _import_parts()
+    from dragontune.commands.mistakes import read_yaml
     from dragontune.commands.score import score
     from dragontune.rewards.base import Reward
 
-    settings = _yaml(given.reward)
+    settings = read_yaml(given.reward)
     score(given.folder, _make(Reward, "reward", settings.get("reward", settings)), given.prompts, given.json)
 
 
@@ -188,26 +193,29 @@ def _reference(argv: list[str]) -> None:
     options.add_argument("--out", type=Path, required=True, metavar="REF.safetensors")
     given = options.parse_args(argv)
     _import_parts()
+    from dragontune.commands.mistakes import read_yaml
     from dragontune.commands.reference import reference
     from dragontune.encoders.base import Encoder
 
     name = given.encoder
     named = {"class_path": "".join(word.capitalize() for word in name.split("-")) if name == name.lower() else name}
-    encoder = _make(Encoder, "encoder", _yaml(Path(name)) if name.endswith((".yaml", ".yml")) else named)
+    encoder = _make(Encoder, "encoder", read_yaml(Path(name)) if name.endswith((".yaml", ".yml")) else named)
     reference(given.exemplars, encoder, given.out)
 
 
 def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
     """The recipe, its resolved text, and the part of it that may not change when a run is resumed (as JSON)."""
-    _yaml(path)
     _import_parts()
+    from dragontune.commands.mistakes import read_yaml
     from dragontune.commands.recipe import Recipe
+
+    read_yaml(path)
 
     parser = _parser()
     parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
     parser.add_class_arguments(Recipe)
     settings = _parse(lambda: parser.parse_args(["--config", str(path), *overrides]))
-    made = parser.instantiate(settings)
+    made = _parse(lambda: parser.instantiate(settings))
     recipe = Recipe(**{field.name: made[field.name] for field in dataclasses.fields(Recipe)})
     fixed = json.loads(parser.dump(settings, format="json"))
     for name in FREE:
@@ -217,21 +225,21 @@ def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
     return recipe, parser.dump(settings), json.dumps(fixed, indent=1, sort_keys=True)
 
 
-def _sampler(settings: dict[str, Any]) -> Any:
+def _sampler(settings: dict[str, Any]) -> "Sampler":
     """The sampler of a recipe's algorithm."""
     from dragontune.sampling import Sampler
 
     parser = _parser()
     parser.add_class_arguments(Sampler, "sampler")
     values = settings["algorithm"].get("init_args", {}).get("sampler", {})
-    return parser.instantiate(_parse(lambda: parser.parse_object({"sampler": values})))["sampler"]
+    return _parse(lambda: parser.instantiate(parser.parse_object({"sampler": values})))["sampler"]
 
 
-def _make(kind: type, name: str, settings: Any) -> Any:
+def _make(kind: type[T], name: str, settings: dict[str, Any]) -> T:
     """An object of an abstract class, from the name of a concrete one and its arguments."""
     parser = _parser()
     parser.add_argument(f"--{name}", type=kind, required=True)
-    return parser.instantiate(_parse(lambda: parser.parse_object({name: settings})))[name]
+    return _parse(lambda: parser.instantiate(parser.parse_object({name: settings})))[name]
 
 
 def _parser() -> "jsonargparse.ArgumentParser":
@@ -240,47 +248,19 @@ def _parser() -> "jsonargparse.ArgumentParser":
     return jsonargparse.ArgumentParser(prog="dragontune", exit_on_error=False)
 
 
-def _parse(parse: Callable[[], Any]) -> Any:
+def _parse(parse: Callable[[], T]) -> T:
+    """Whatever the parser or a constructor finds wrong as one sentence."""
     try:
         return parse()
-    except (argparse.ArgumentError, TypeError) as error:
-        raise InputError(_sentence(" ".join(str(error).split()))) from error
+    except (argparse.ArgumentError, TypeError, ValueError) as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, InputError):
+                raise cause from None
+            cause = cause.__cause__
+        from dragontune.commands.mistakes import sentence
 
-
-def _sentence(text: str) -> str:
-    """What jsonargparse found wrong, in one sentence."""
-    place = ".".join(re.findall(r'Parser key "([\w.]+)"', text)) or "the recipe"
-    if found := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", text):
-        name = found[1] or found[2]
-        return f"expected a known field in {place}, got {name}{_near(name, _fields())}"
-    if found := re.search(r"unrecognized arguments: (\S+)", text):
-        name = found[1].lstrip("-").split("=")[0]
-        return f"expected a known option or field, got --{name}{_near(name.split('.')[-1], _fields())}"
-    if found := re.search(r"arguments are required: ([\w., -]+)", text):
-        return f"expected {found[1].strip()} in {place}, got nothing; add it"
-    if found := re.search(r"Expected a dot import path string: (\S+)", text):
-        return f"expected the name of a class in {place}, got {found[1]}{_near(found[1], _classes())}"
-    if found := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", text):
-        return f"expected a value of type {found[1]} in {place}, got {found[2]}; correct it"
-    return f"expected a valid value in {place}, got another: {text[:300]}; correct it"
-
-
-def _near(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
-    return f"; did you mean {close[0]}?" if close else f"; remove or correct it ({name} is not known)"
-
-
-def _fields() -> set[str]:
-    return {field.name for kind in _kinds() if dataclasses.is_dataclass(kind) for field in dataclasses.fields(kind)}
-
-
-def _classes() -> set[str]:
-    return {kind.__name__ for kind in _kinds() if not kind.__name__.startswith("_")}
-
-
-def _kinds() -> list[type]:
-    modules = [module for name, module in list(sys.modules.items()) if name.startswith("dragontune.")]
-    return [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+        raise InputError(sentence(" ".join(str(error).split()))) from error
 
 
 def _import_parts() -> None:
@@ -289,21 +269,6 @@ def _import_parts() -> None:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(module.name)
     importlib.import_module("dragontune.losses")
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    """A YAML file that holds a mapping."""
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise InputError(f"expected a YAML file, got {path}, which is not there or is a folder; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"expected YAML in {path}, got {' '.join(str(error).split())}; correct it") from error
-    if not isinstance(content, dict):
-        raise InputError(f"expected fields with values in {path}, got {str(content)[:40]!r}; correct it")
-    return content
 
 
 class _Options(argparse.ArgumentParser):

@@ -56,9 +56,10 @@ class Toy(Generator):
         """The trainable correction."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(0)
-            network = nn.Sequential(nn.Linear(5, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 2))
-        nn.init.zeros_(network[-1].weight)
-        nn.init.zeros_(network[-1].bias)
+            last = nn.Linear(64, 2)
+            network = nn.Sequential(nn.Linear(5, 64), nn.SiLU(), nn.Linear(64, 64), nn.SiLU(), last)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         adapters.attach(network, self.lora)
         return network.to(self.device)
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dragontune.algorithms.base import Algorithm
-from dragontune.commands.recipe import Recipe, Seconds, read_prompts, rehearse
+from dragontune.commands.recipe import Recipe, Seconds, read_prompts
 from dragontune.errors import InputError
 from dragontune.seeding import Key
 
@@ -59,15 +59,11 @@ def examine(recipe: Recipe, out: Path) -> Iterator[Finding]:
     generator = algorithm.generator
     yield Finding("model", f"{generator.name} on {generator.device}, latents {generator.latent_shape}")
     yield Finding("adapter", f"{count:,} weights to tune")
-    item = rehearse(generator, recipe.reward, prompts)
+    item = recipe.rehearse(algorithm, prompts)
     yield Finding("reward", f"{type(recipe.reward).__name__}, works on {max(2, recipe.reward.minimum)} items")
     if recipe.evaluation:
-        chosen = recipe.evaluation.read()
-        rewards = recipe.evaluation.named(recipe.reward)[1]
-        recipe.evaluation.check(rewards, len(chosen))
-        for name, reward in rewards.items():
-            rehearse(generator, reward, chosen)
-            yield Finding(f"evaluation: {name}", f"{type(reward).__name__}, works")
+        names = ", ".join(recipe.evaluation.named(recipe.reward)[1])
+        yield Finding("evaluation", f"{len(recipe.evaluation.read())} prompts, rewards that work: {names}")
     call = _denoise(algorithm, prompts)
     yield Finding("time", _time(recipe, algorithm, call, item))
     yield Finding("memory", _memory(recipe, count, call))
@@ -122,7 +118,7 @@ def _disk(out: Path, needed: int) -> str:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f"expected {needed / 2**20:.0f} MiB free in {folder} for the checkpoints, got {free / 2**20:.0f} MiB; make room"
+            f"expected {needed / 2**20:.0f} MiB free in {folder} for checkpoints, got {free / 2**20:.0f} MiB; make room"
         )
     return f"about {needed / 2**20:.1f} MiB for checkpoints in {folder}, {free / 2**30:.1f} GiB free"
 

@@ -22,7 +22,7 @@ def evaluate(run: Path, recipe: Recipe, prompts: str | None, out: Path | None) -
         raise InputError(f"expected a finished run, got {run} without adapter/; finish it with `tune --resume`")
     evaluation = recipe.evaluation or (Evaluation(prompts) if prompts else None)
     if evaluation is None:
-        raise InputError(f"expected prompts to compare on, got a recipe without evaluation in {run}; add --prompts FILE")
+        raise InputError(f"expected prompts to compare on, got none in the recipe of {run}; add --prompts FILE")
     if prompts:
         evaluation = replace(evaluation, prompts=prompts)
     algorithm = recipe.build()

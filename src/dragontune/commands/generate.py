@@ -67,7 +67,7 @@ def generate(request: Request, out: Path) -> None:
                     files.make(item.path, _clip(request, generator, number).write)
             report("generating", len(items), len(items))
     except KeyboardInterrupt as stop:
-        raise InterruptedRun(f"interrupted; the clips in {out} are whole, run the same command again for the rest") from stop
+        raise InterruptedRun(f"interrupted; run the same command again for the clips that {out} lacks") from stop
     print(f"{len(items)} clips are in {out}.")
 
 
@@ -98,7 +98,7 @@ def _warn_if_inaudible(request: Request, generator: Generator) -> None:
         before = _clip(request, generator, 0)
     if guard.inaudible([before], [_clip(request, generator, 0)]):
         warnings.warn(
-            f"THE ADAPTER CHANGES NOTHING AUDIBLE: with {request.adapter} the first clip differs from the untuned model's "
+            f"THE ADAPTER CHANGES NOTHING AUDIBLE: with {request.adapter} the first clip differs from the untuned one "
             f"by less than {guard.AUDIBLE:.0f} dB; try a larger --scale or tune longer",
             stacklevel=2,
         )

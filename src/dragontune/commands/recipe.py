@@ -59,8 +59,23 @@ class Recipe:
             raise InputError("expected an adapter to tune, got a model without one; set lora")
         return algorithm
 
+    def rehearse(self, algorithm: Algorithm[Any], prompts: Sequence[str]) -> "Seconds":
+        """Try the reward and every reward of the evaluation on a few noise latents, before anything is run.
+
+        Raises:
+            InputError: bad exemplars, or too few prompts.
+        """
+        seconds = rehearse(algorithm.generator, self.reward, prompts)
+        if self.evaluation:
+            chosen = self.evaluation.read()
+            _, rewards = self.evaluation.named(self.reward)
+            self.evaluation.check(rewards, len(chosen))
+            for reward in rewards.values():
+                rehearse(algorithm.generator, reward, chosen)
+        return seconds
+
     def listened(self, prompts: Sequence[str]) -> tuple[str, ...]:
-        """The prompts whose clips are written while tuning: of the evaluation, which are not tuned on, if there is one."""
+        """The prompts whose clips are written while tuning: those of the evaluation, if there is one."""
         chosen = self.evaluation.read() if self.evaluation else prompts
         count = min(self.loop.sample_count, len(chosen))
         return tuple(chosen[i * len(chosen) // count] for i in range(count))

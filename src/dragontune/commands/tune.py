@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dragontune.algorithms.base import Algorithm
-from dragontune.commands.recipe import Recipe, read_prompts, rehearse
+from dragontune.commands.recipe import Recipe, read_prompts
 from dragontune.errors import InterruptedRun
 from dragontune.evaluation.evaluate import evaluate
 from dragontune.training import files
@@ -28,9 +28,12 @@ def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: 
     folder = RunFolder(out)
     with folder.held():
         folder.check(fixed, resume)
+        if folder.finished(text):
+            print(f"There is nothing left to do in {out}.")
+            return
         prompts = read_prompts(recipe.prompts)
         algorithm = recipe.build()
-        rehearse(algorithm.generator, recipe.reward, prompts)
+        recipe.rehearse(algorithm, prompts)
         listening = Listening(algorithm.generator, algorithm.sampler, recipe.listened(prompts), recipe.loop.seed)
         folder.claim(text, fixed)
         try:
@@ -40,6 +43,7 @@ def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: 
                 )
                 folder.save_adapter(algorithm.generator)
                 _finish(recipe, algorithm, text, folder, history, report)
+            folder.finish(text)
         except (KeyboardInterrupt, InterruptedRun) as stop:
             what = str(stop) or "interrupted after tuning, while writing the adapter or the report"
             raise InterruptedRun(f"{what}; the state is saved, resume with: {again}") from stop

@@ -21,7 +21,7 @@ class Embeddings(Rows):
     @classmethod
     def of(cls, frames: Float[Tensor, " n frames dim"]) -> "Embeddings":
         """Items with equally many frames."""
-        return cls(frames, torch.full((len(frames),), frames.shape[1], dtype=torch.long))
+        return cls(frames, torch.full((len(frames),), frames.shape[1], device=frames.device))
 
     @classmethod
     def join(cls, parts: "Sequence[Embeddings]") -> "Embeddings":

@@ -71,14 +71,14 @@ class TinyClapModel(ModelMixin, ConfigMixin):
 
     def mel(self, waveform: Float[Tensor, " n samples"]) -> Float[Tensor, " n mels frames"]:
         """Log-mel spectrogram, roughly standardised."""
-        stft = torch.stft(waveform, self.config.fft, self.config.hop, window=self.window, return_complex=True)
+        stft = torch.stft(waveform, self.config["fft"], self.config["hop"], window=self.window, return_complex=True)
         # power, not magnitude: its slope is defined at silence too
         power = self.filters @ (stft.real.square() + stft.imag.square())[..., :-1]
         return (power.clamp(min=1e-5).log() + 2) / 4
 
     def audio_frames(self, waveform: Float[Tensor, " n samples"]) -> Float[Tensor, " n frames dim"]:
         """A unit vector for every 32 spectrogram frames (0.512 s); shorter audio is padded to one frame."""
-        shortest = 32 * self.config.hop
+        shortest = 32 * self.config["hop"]
         if waveform.shape[1] < shortest:
             waveform = functional.pad(waveform, (0, shortest - waveform.shape[1]))
         return self.frames(self.mel(waveform))
@@ -91,7 +91,7 @@ class TinyClapModel(ModelMixin, ConfigMixin):
         self, tokens: Int[Tensor, " n tokens"], mask: Int[Tensor, " n tokens"]
     ) -> Float[Tensor, " n dim"]:
         """A unit vector for each text; `mask` is 1 where the token is real."""
-        tokens, mask = tokens[:, : self.config.text_length], mask[:, : self.config.text_length]
+        tokens, mask = tokens[:, : self.config["text_length"]], mask[:, : self.config["text_length"]]
         hidden = self.text(self.words(tokens) + self.places[: tokens.shape[1]], src_key_padding_mask=mask == 0)
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return functional.normalize(self.text_out(mean), dim=1)

@@ -78,7 +78,7 @@ class TinyAutoencoder(ModelMixin, ConfigMixin):
     def spectrum(self, waveform: Float[Tensor, " n 1 samples"]) -> Float[Tensor, " n bins frames"]:
         """Log-magnitude short-time Fourier transform, one frame every `hop` samples."""
         window = self.window.to(waveform.dtype)
-        stft = torch.stft(waveform[:, 0], self.config.fft, self.config.hop, window=window, return_complex=True)
+        stft = torch.stft(waveform[:, 0], self.config["fft"], self.config["hop"], window=window, return_complex=True)
         return stft.abs().clamp(min=1e-4).log()[..., :-1]
 
     def posterior(
@@ -91,11 +91,11 @@ class TinyAutoencoder(ModelMixin, ConfigMixin):
     def encode(self, waveform: Float[Tensor, " n 1 samples"]) -> Float[Tensor, " n channels frames"]:
         """The posterior mean, each channel standardised to zero mean and standard deviation `sigma_data`."""
         mean, _ = self.posterior(waveform)
-        return (mean - self.shift[:, None]) * (self.config.sigma_data / self.spread[:, None])
+        return (mean - self.shift[:, None]) * (self.config["sigma_data"] / self.spread[:, None])
 
     def decode(self, latents: Float[Tensor, " n channels frames"]) -> Float[Tensor, " n 1 samples"]:
         """Standardised latents to a waveform of `hop * stride` samples a frame."""
-        return self.synthesize(latents * (self.spread[:, None] / self.config.sigma_data) + self.shift[:, None])
+        return self.synthesize(latents * (self.spread[:, None] / self.config["sigma_data"]) + self.shift[:, None])
 
     def synthesize(self, latents: Float[Tensor, " n channels frames"]) -> Float[Tensor, " n 1 samples"]:
         """Latents before standardisation to a waveform."""
@@ -103,9 +103,9 @@ class TinyAutoencoder(ModelMixin, ConfigMixin):
         log_magnitude, phase = self.head(self.head_norm(hidden.transpose(1, 2))).transpose(1, 2).chunk(2, dim=1)
         spectrum = torch.polar(log_magnitude.clamp(max=6).exp(), phase)
         spectrum = torch.cat([spectrum, spectrum[..., -1:]], dim=2)  # the centred transform has one frame more
-        length = (spectrum.shape[2] - 1) * self.config.hop
+        length = (spectrum.shape[2] - 1) * self.config["hop"]
         window = self.window.to(latents.dtype)
-        return torch.istft(spectrum, self.config.fft, self.config.hop, window=window, length=length)[:, None]
+        return torch.istft(spectrum, self.config["fft"], self.config["hop"], window=window, length=length)[:, None]
 
 
 class JointAttention(nn.Module):
@@ -198,7 +198,7 @@ class TinyDiT(ModelMixin, ConfigMixin):
         """One pass; `scaled` is c_in times the noisy latents."""
         x = self.enter(scaled.transpose(1, 2))
         x = x + sinusoid(torch.arange(x.shape[1], device=x.device, dtype=x.dtype), x.shape[2], 1000.0)
-        level = sinusoid(c_noise * 100, self.config.level_width, 1000.0)
+        level = sinusoid(c_noise * 100, self.config["level_width"], 1000.0)
         level = self.level_out(functional.silu(self.level_in(level))).unflatten(1, (6, -1))
         for block in self.blocks:
             x = block(x, level, text, mask)
@@ -212,10 +212,10 @@ class TinyDiT(ModelMixin, ConfigMixin):
         mask: Int[Tensor, " n tokens"],
     ) -> Float[Tensor, " n channels frames"]:
         """D(x; sigma) with EDM's preconditioning: the estimate of the clean latents."""
-        total = (sigma.square() + self.config.sigma_data**2)[:, None, None]
+        total = (sigma.square() + self.config["sigma_data"]**2)[:, None, None]
         s = sigma[:, None, None]
         output = self(noisy / total.sqrt(), sigma.log() / 4, text, mask)
-        return self.config.sigma_data**2 / total * noisy + s * self.config.sigma_data / total.sqrt() * output
+        return self.config["sigma_data"]**2 / total * noisy + s * self.config["sigma_data"] / total.sqrt() * output
 
 
 class TinyMusicPipeline(DiffusionPipeline):

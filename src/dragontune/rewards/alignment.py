@@ -12,7 +12,7 @@ from dragontune.rewards.base import DifferentiableReward, InstanceReward
 
 
 @dataclass(frozen=True, eq=False)
-class Alignment(InstanceReward, DifferentiableReward):
+class Alignment(InstanceReward[Tensor], DifferentiableReward):
     """Cosine between the mean frame of an item and its prompt, in [-1, 1]."""
 
     encoder: TextEncoder

@@ -6,7 +6,7 @@ asked about many sets that differ by one item.
 """
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import Generic, TypeVar, final
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,9 +16,14 @@ from dragontune.data import Rows, Samples
 Features = Tensor | Rows
 """What `encode` returns: anything with one row per item."""
 
+F = TypeVar("F", bound=Features)
 
-class Reward(ABC):
-    """A number to raise. Subclass `InstanceReward` or `DistributionReward`, never this."""
+
+class Reward(ABC, Generic[F]):
+    """A number to raise. Subclass `InstanceReward` or `DistributionReward`, never this.
+
+    The type parameter is what `encode` hands to `score`; it may be left out.
+    """
 
     @property
     def needs_media(self) -> bool:
@@ -36,11 +41,11 @@ class Reward(ABC):
         return 1
 
     @abstractmethod
-    def encode(self, samples: Samples) -> Features:
+    def encode(self, samples: Samples) -> F:
         """One row of features per item. Independent of the other items in the batch."""
 
     @abstractmethod
-    def score(self, features: Features) -> Float[Tensor, " *scores"]:
+    def score(self, features: F) -> Float[Tensor, " *scores"]:
         """One score per item, or one for the set; float64 where the maths needs it."""
 
     @final
@@ -49,21 +54,21 @@ class Reward(ABC):
         return self.score(self.encode(samples))
 
 
-class InstanceReward(Reward):
+class InstanceReward(Reward[F]):
     """One score per item. It may hold a `Reference`: then it is instance-to-distribution (per-song Fréchet)."""
 
     @abstractmethod
-    def score(self, features: Features) -> Float[Tensor, " n"]:
+    def score(self, features: F) -> Float[Tensor, " n"]:
         """One score per row."""
 
 
-class DistributionReward(Reward):
+class DistributionReward(Reward[F]):
     """One score for the whole set, against a `Reference` (set Fréchet) or not (Vendi)."""
 
     @abstractmethod
-    def score(self, features: Features) -> Float[Tensor, ""]:
+    def score(self, features: F) -> Float[Tensor, ""]:
         """One score for all rows together."""
 
 
-class DifferentiableReward(Reward):
+class DifferentiableReward(Reward[F]):
     """Marker: gradients flow from the score back to the media."""

@@ -31,7 +31,7 @@ class Parts(Rows):
 
 
 @dataclass(frozen=True, eq=False)
-class Sum(DistributionReward):
+class Sum(DistributionReward[Parts]):
     """A weighted sum of any rewards, as one reward of a set; the score of an instance reward enters by its mean.
 
     Each member is divided by its `scales` (default 1), its usual size, so that `weights` (default 1) say what matters:
@@ -71,7 +71,7 @@ class Sum(DistributionReward):
 
 
 @dataclass(frozen=True, eq=False)
-class InstanceSum(InstanceReward):
+class InstanceSum(InstanceReward[Parts]):
     """`Sum` for instance rewards: one score an item."""
 
     rewards: dict[str, InstanceReward]

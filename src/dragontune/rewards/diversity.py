@@ -14,7 +14,7 @@ from dragontune.rewards.base import DifferentiableReward, DistributionReward
 
 
 @dataclass(frozen=True, eq=False)
-class Vendi(DistributionReward, DifferentiableReward):
+class Vendi(DistributionReward[Tensor], DifferentiableReward):
     """The effective number of different items, between 1 and the size of the set.
 
     An item is its mean frame, at unit length. A higher `order` gives rare items less weight (1: Shannon entropy).

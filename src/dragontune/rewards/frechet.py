@@ -43,7 +43,7 @@ class _Target:
 
 
 @dataclass(frozen=True, eq=False)
-class SetFrechet(DistributionReward, DifferentiableReward):
+class SetFrechet(DistributionReward[Moments], DifferentiableReward):
     """Minus the Fréchet distance of all frames of a set to the exemplars.
 
     `exemplars` is a folder of audio, a file of captions, a stored reference, or a `Reference`; read at the first use.
@@ -84,7 +84,7 @@ class SetFrechet(DistributionReward, DifferentiableReward):
 
 
 @dataclass(frozen=True, eq=False)
-class SongFrechet(InstanceReward, DifferentiableReward):
+class SongFrechet(InstanceReward[Tensor], DifferentiableReward):
     """Minus the Fréchet distance of one item's own frames to the exemplars; `exemplars` as in `SetFrechet`."""
 
     encoder: Encoder

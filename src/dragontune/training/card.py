@@ -27,7 +27,8 @@ class Card:
         return (
             f"---\nbase_model: {self.model}\nlibrary_name: peft\ntags: [lora, dragontune]\n---\n\n"
             f"# {self.model}, tuned with {self.algorithm} towards {self.reward}\n\n"
-            "A LoRA adapter. The licence of the base model holds for it too. `recipe.yaml` beside this file repeats the run.\n"
+            "A LoRA adapter. The licence of the base model holds for it too. "
+            "`recipe.yaml` beside this file repeats the run.\n"
         )
 
     def _course(self) -> str:

@@ -30,8 +30,8 @@ def make(path: Path, fill: Callable[[Path], object]) -> None:
     flush_folder(path.parent)
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Give the folder `path` what `fill` writes into the folder it is called with; an older `path` is replaced whole."""
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Give `path` at once what `fill` writes into the folder it is called with; an older `path` is replaced whole."""
     beside, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -76,7 +76,8 @@ def storage_trouble(error: BaseException) -> str | None:
                 "free some space and run again with --resume"
             )
         if isinstance(cause, OSError) and code in READ_ONLY:
-            return f"expected a folder that can be written, got {cause.filename or text}; change it or its permissions"
+            place = cause.filename or "a file"
+            return f"expected a place that can be written, got {place} ({cause.strerror}); change it or its permissions"
     return None
 
 

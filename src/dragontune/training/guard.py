@@ -1,4 +1,4 @@
-"""What a run must not pass over in silence: numbers that are not finite, and an adapter that changes nothing audible."""
+"""What a run must not pass over in silence: numbers that are not finite, an adapter that changes nothing audible."""
 
 import math
 from collections.abc import Sequence

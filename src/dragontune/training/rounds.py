@@ -30,7 +30,7 @@ class Rounds:
     batch: int
     micro_batch: int
     max_norm: float
-    accelerator: Accelerator = field(default_factory=Accelerator)
+    accelerator: Accelerator = field(default_factory=lambda: Accelerator())
 
     def __call__(self, number: int) -> Record:
         """Do round `number` (from 0; its record counts from 1) and say how it went.

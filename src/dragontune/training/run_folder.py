@@ -111,9 +111,22 @@ class RunFolder:
     def claim(self, recipe: str, fixed: str) -> None:
         """Take the folder, which `check` allowed, for this recipe."""
         files.recover_folder(self.adapter)
+        self._end.unlink(missing_ok=True)
         self._marker.parent.mkdir(exist_ok=True)
         files.write(self.recipe, recipe.encode())
         files.write(self._marker, json.dumps(fixed).encode())
+
+    def finish(self, recipe: str) -> None:
+        """Remember that everything this recipe asks for is there."""
+        files.write(self._end, json.dumps(recipe).encode())
+
+    def finished(self, recipe: str) -> bool:
+        """Whether everything this recipe asks for is there."""
+        return self._end.exists() and json.loads(self._end.read_text()) == recipe
+
+    @property
+    def _end(self) -> Path:
+        return self.path / "checkpoints" / "finished.json"
 
     @property
     def _marker(self) -> Path:

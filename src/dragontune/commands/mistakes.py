@@ -1,0 +1,77 @@
+"""What is wrong with arguments and files of arguments, in one sentence: expected, got, remedy."""
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+
+from dragontune.commands.recipe import Recipe
+from dragontune.errors import InputError
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file that holds a mapping.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise InputError(f"expected a YAML file, got {path}, a folder or not there; check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"expected YAML in {path}, got {' '.join(str(error).split())}; correct it") from error
+    if not isinstance(content, dict):
+        raise InputError(f"expected fields with values in {path}, got {str(content)[:40]!r}; correct it")
+    return content
+
+
+def sentence(text: str) -> str:
+    """What jsonargparse found wrong, in one sentence."""
+    place = ".".join(re.findall(r'Parser key "([\w.]+)"', text)) or "the recipe"
+    if found := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", text):
+        name = found[1] or found[2]
+        return f"expected a known field in {place}, got {name}{near(name, _fields())}"
+    if found := re.search(r"unrecognized arguments: (\S+)", text):
+        name = found[1].lstrip("-").split("=")[0]
+        return f"expected a known option or field, got --{name}{near(name.split('.')[-1], _fields())}"
+    if found := re.search(r"arguments are required: ([\w., -]+)", text):
+        return f"expected {found[1].strip()} in {place}, got nothing; add it"
+    if found := re.search(r"Expected a dot import path string: (\S+)", text):
+        return f"expected the name of a class in {place}, got {found[1]}{near(found[1], _classes())}"
+    if found := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", text):
+        return f"expected a value of type {found[1]} in {place}, got {found[2]}; correct it"
+    return f"expected a valid value in {place}, got another: {text[:300]}; correct it"
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """What was probably meant."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    return f"; did you mean {close[0]}?" if close else f"; remove or correct it ({name} is not known)"
+
+
+def _fields() -> set[str]:
+    return {field.name for kind in _kinds() if dataclasses.is_dataclass(kind) for field in dataclasses.fields(kind)}
+
+
+def _classes() -> set[str]:
+    return {kind.__name__ for kind in _kinds()}
+
+
+def _kinds() -> set[type]:
+    """Every class of ours that a recipe can lead to."""
+    found: set[type] = set()
+    waiting: list[Any] = [Recipe]
+    while waiting:
+        kind = waiting.pop()
+        if not isinstance(kind, type) or get_args(kind):
+            waiting += kind if isinstance(kind, list) else get_args(kind)
+        elif kind.__module__.startswith("dragontune.") and kind not in found:
+            found.add(kind)
+            hints = get_type_hints(kind).values() if dataclasses.is_dataclass(kind) else ()
+            waiting += [*kind.__subclasses__(), *hints]
+    return found
