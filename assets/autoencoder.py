@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from trainer import train
 
 from dragontune.encoders.tiny import mel_filters
 from dragontune.generators.tiny import TinyAutoencoder
+from trainer import train
 
 STEPS, BATCH, CROP, LR = 3200, 16, 32768, 1e-3
 FFTS = (256, 512, 1024, 2048)

@@ -1,6 +1,6 @@
 """Build the embedded default: `tiny-music`, `tiny-clap`, exemplars, prompts and references, from public-domain scores.
 
-One seeded, resumable command (`make assets`): whatever is finished lies in `.build` and is not done again. Nothing but the
+One seeded, resumable command (`make assets`): whatever is finished lies in `.build` and is not done again. Only the
 result, in `src/dragontune/assets`, ships. Weights are stored in half precision and used in single.
 """
 
@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+
 from autoencoder import autoencoder
 from clap import clap
 from diffusion import diffusion, latents_of
+from dragontune.generators.tiny import TinyMusicPipeline
 from music import INSTRUMENTS, Facts, caption
 from render import RATE, clips
 from tokenizer import Words
-
-from dragontune.generators.tiny import TinyMusicPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD, SHIPPED = ROOT / ".build", ROOT / "src" / "dragontune" / "assets"

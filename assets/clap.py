@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from music import Facts, caption
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import normalize
-from tokenizer import Words
-from trainer import train
 
 from dragontune.encoders.tiny import TinyClapModel
+from music import Facts, caption
+from tokenizer import Words
+from trainer import train
 
 STEPS, BATCH, LR = 1600, 96, 1.5e-3
 

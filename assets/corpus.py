@@ -4,6 +4,7 @@ Each movement or tune becomes one `Piece`, cached as a line of JSON, because par
 only the notes. Anything that music21 cannot read is left out and counted.
 """
 
+import contextlib
 import json
 import multiprocessing
 import tempfile
@@ -100,19 +101,17 @@ def _read(path: Path) -> list[Piece]:
 def _piece(path: Path, number, score) -> Piece | None:
     folder = next(part for part in path.parts if part in COLLECTIONS)
     collection, kind = COLLECTIONS[folder]
-    if kind == "parts" or any(len(part.recurse().getElementsByClass("RepeatMark")) for part in score.parts):
-        try:
-            score = score.expandRepeats() if kind == "tune" else score
-        except Exception:
-            pass
+    if kind == "tune" and any(len(part.recurse().getElementsByClass("RepeatMark")) for part in score.parts):
+        with contextlib.suppress(Exception):  # marks that do not add up: the tune as it is written
+            score = score.expandRepeats()
     parts = []
     for part in score.parts or [score]:
         notes = []
         for element in part.flatten().notes:
             if element.duration.isGrace or type(element).__name__ == "ChordSymbol":
                 continue
-            for pitch in element.pitches:
-                notes.append((round(float(element.offset), 4), round(float(element.quarterLength), 4), int(pitch.midi)))
+            onset, length = round(float(element.offset), 4), round(float(element.quarterLength), 4)
+            notes.extend((onset, length, int(pitch.midi)) for pitch in element.pitches)
         notes = _join_ties(part, notes)
         if notes:
             parts.append(notes)
@@ -128,9 +127,10 @@ def _piece(path: Path, number, score) -> Piece | None:
     if kind == "tune":
         title = " ".join(filter(None, [path.stem, score.metadata.title if score.metadata else ""])).lower()
         kind = next((k for k in KINDS if k in title), "air" if folder == "airdsAirs" else "tune")
+    tag = "" if number is None else f"#{number}"
     return Piece(
-        name=f"{folder}/{path.stem}" + (f"#{number}" if number is not None else ""),
-        work=f"{folder}/{path.parent.name if path.parent.name != folder else path.stem}" + (f"#{number}" if number is not None else ""),
+        name=f"{folder}/{path.stem}{tag}",
+        work=f"{folder}/{path.parent.name if path.parent.name != folder else path.stem}{tag}",
         collection=collection,
         kind=kind,
         key=f"{key.tonic.name.replace('-', ' flat').replace('#', ' sharp')} {key.mode}",

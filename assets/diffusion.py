@@ -5,15 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from music import Facts, caption
 from rich.progress import track
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tokenizer import Words
-from trainer import train
 from transformers import T5Config, T5EncoderModel
 
 from dragontune.generators.tiny import TinyAutoencoder, TinyDiT
+from music import Facts, caption
+from tokenizer import Words
+from trainer import train
 
 STEPS, BATCH, LR = 3000, 64, 1e-3
 
@@ -22,10 +22,11 @@ def latents_of(build: Path, vae: TinyAutoencoder, sound: np.ndarray) -> Tensor:
     """The latents of every clip (clips, channels, frames), computed once."""
     file = build / "latents.safetensors"
     if not file.exists():
-        parts = []
         with torch.no_grad():
-            for some in track(np.array_split(np.arange(len(sound)), len(sound) // 64), "latents"):
-                parts.append(vae.encode(torch.from_numpy(sound[some].astype(np.float32) / 32768)[:, None]))
+            parts = [
+                vae.encode(torch.from_numpy(some.astype(np.float32) / 32768)[:, None])
+                for some in track(np.array_split(sound, len(sound) // 64), "latents")
+            ]
         save_file({"latents": torch.cat(parts)}, file)
     return load_file(file)["latents"]
 
@@ -50,9 +51,9 @@ def diffusion(
         tokens, mask = words(texts)
         hidden = text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
         clean = latents[picks]
-        sigma = (c.p_mean + c.p_std * torch.randn(BATCH, generator=draw)).exp()
+        sigma = (c["p_mean"] + c["p_std"] * torch.randn(BATCH, generator=draw)).exp()
         noisy = clean + sigma[:, None, None] * torch.randn(clean.shape, generator=draw)
-        weight = (sigma**2 + c.sigma_data**2) / (sigma * c.sigma_data) ** 2
+        weight = (sigma**2 + c["sigma_data"]**2) / (sigma * c["sigma_data"]) ** 2
         error = (transformer.denoise(noisy, sigma, hidden, mask) - clean).square().mean((1, 2))
         return (weight * error).mean()
 

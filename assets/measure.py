@@ -1,7 +1,7 @@
 """Is the embedded default worth listening to? Measured on clips of test pieces (`make assets` must have run).
 
-Prints JSON: (a) what the autoencoder keeps, (b) and (c) how often tiny-clap names the right instrument on real clips and on
-generations for test captions, (d) silent, clipped or shifted clips among them.
+Prints JSON: (a) what the autoencoder keeps, (b) and (c) how often tiny-clap names the right instrument on real clips
+and on generations for test captions, (d) silent, clipped or shifted clips among them.
 """
 
 import json
@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from music import INSTRUMENTS, Facts, caption
-from render import clips
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -20,6 +18,8 @@ from dragontune.generators.pretrained import load
 from dragontune.media.audio import Audio
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
+from music import INSTRUMENTS, Facts, caption
+from render import clips
 
 BUILD = Path(__file__).resolve().parent.parent / ".build"
 COUNT, RATE = 560, 16000
@@ -56,14 +56,13 @@ def main() -> None:
 
 def instrument_accuracy(clap: TinyClap, wave: Tensor, facts: list[Facts]) -> float:
     """How often the instrument whose phrases are nearest is the right one."""
-    classes = torch.stack([
-        normalize(clap.embed_text([form.format(way) for way in ways for form in ("The sound of a {}", "{}", "A piece for {}")])
-                  .mean().mean(0), dim=0)
-        for _, _, ways in INSTRUMENTS.values()
-    ])  # fmt: skip
+    forms = ("The sound of a {}", "{}", "A piece for {}")
+    phrases = [[form.format(way) for way in ways for form in forms] for _, _, ways in INSTRUMENTS.values()]
+    classes = torch.stack([normalize(clap.embed_text(some).mean().mean(0), dim=0) for some in phrases])
     audio = torch.cat([clap.embed(Audio(part, RATE)).mean() for part in wave.split(80)])
     names = list(INSTRUMENTS)
-    return float(np.mean([names[k] == f.instrument for k, f in zip((audio @ classes.T).argmax(1).tolist(), facts, strict=True)]))
+    found = [names[k] for k in (audio @ classes.T).argmax(1).tolist()]
+    return float(np.mean([name == fact.instrument for name, fact in zip(found, facts, strict=True)]))
 
 
 def spectral_distance(a: Tensor, b: Tensor) -> float:

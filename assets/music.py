@@ -25,7 +25,7 @@ INSTRUMENTS: dict[str, tuple[tuple[int, ...], int, tuple[str, ...]]] = {
     "brass": ((56, 60, 57, 58), 0, ("brass ensemble", "brass quartet", "brass section")),
 }
 FOR_TUNES = tuple(INSTRUMENTS)[:11]
-FOR_PARTS = ("string quartet", "string quartet", "choir", "choir", "brass", "brass", "piano", "organ", "harpsichord", "guitar")
+FOR_PARTS = (*["string quartet"] * 2, *["choir"] * 2, *["brass"] * 2, "piano", "organ", "harpsichord", "guitar")
 TEMPI = {"slow": (70, 75, 80, 85), "moderate": (100, 105, 110, 115), "fast": (135, 140, 145, 150)}
 SPEEDS = {
     "slow": ("slow", "calm", "unhurried"),
@@ -76,6 +76,7 @@ def caption(facts: Facts, rng: random.Random, name_instrument: bool = True) -> s
         )
         return rng.choice(forms)
     article = "an" if instrument[0] in "aeiou" else "a"
+    alone = " alone" if solo and not instrument.startswith("solo") else ""
     forms = (
         f"{a_speed} {kind} in {key} played on {article} {instrument}",
         f"{instrument}, {kind}, {key}, {metre}, {bpm}",
@@ -84,7 +85,7 @@ def caption(facts: Facts, rng: random.Random, name_instrument: bool = True) -> s
         f"{speed} {instrument} music with {texture}",
         f"{source}, {instrument}, {speed} tempo",
         f"Music for {instrument}: {texture} in {key}, {metre} time, {bpm}",
-        f"{'A' if article == 'a' else 'An'} {instrument}{' alone' if solo and not instrument.startswith('solo') else ''}, {speed} {kind}",
+        f"{article.capitalize()} {instrument}{alone}, {speed} {kind}",
         f"The sound of {article} {instrument}",
         f"A recording of {instrument}, {kind} in {metre}",
     )
@@ -92,7 +93,7 @@ def caption(facts: Facts, rng: random.Random, name_instrument: bool = True) -> s
 
 
 def texture_of(notes: list[tuple[float, float, int]]) -> str:
-    """One voice, voices together or voices apart, from (onset, duration, pitch): design by mean polyphony and shared onsets."""
+    """One voice, voices together or voices apart, by mean polyphony and shared onsets of (onset, duration, pitch)."""
     length = max(o + d for o, d, _ in notes) - min(o for o, _, _ in notes)
     if sum(d for _, d, _ in notes) < 1.2 * length:
         return "melody"

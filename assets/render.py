@@ -13,9 +13,10 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+from rich.progress import track
+
 from corpus import Piece, pieces
 from music import FOR_PARTS, FOR_TUNES, INSTRUMENTS, TEMPI, Facts, texture_of
-from rich.progress import track
 
 RATE, SAMPLES = 16000, 65536
 FONTS = ("/usr/share/sounds/sf2/FluidR3_GM.sf2", "/usr/share/sounds/sf3/FluidR3Mono_GM.sf3")

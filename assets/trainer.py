@@ -29,7 +29,8 @@ def train(
     shadow = {n: p.detach().clone() for n, p in weights.items()}
     file = build / f"{name}.safetensors"
     start = _load(file, weights, shadow, optimizer) if file.exists() else 0
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn())
+    count = TextColumn("{task.completed}/{task.total}")
+    columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
     with Progress(*columns) as progress:
         bar = progress.add_task(name, total=steps, completed=start)
         running = 0.0

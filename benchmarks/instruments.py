@@ -1,7 +1,7 @@
 """Does another folder lead to other music? The share of an instrument before and after tuning towards its clips.
 
-Run `dragontune tune recipes/towards-banjo.yaml` and `recipes/towards-choir.yaml` first. The prompts of the evaluation name
-no instrument; which one a clip has is what tiny-clap finds nearest among the fourteen names.
+Run `dragontune tune recipes/towards-banjo.yaml` and `recipes/towards-choir.yaml` first. The prompts name no instrument;
+which one a clip has is what tiny-clap finds nearest among the fourteen names.
 """
 
 import json
@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+
 from dragontune.embedded import locate
 from dragontune.encoders.clap import TinyClap
 from dragontune.generators.adapters import Lora

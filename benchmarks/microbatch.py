@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import torch
+
 from dragontune.algorithms.dragon import Dragon
 from dragontune.embedded import locate
 from dragontune.encoders.clap import TinyClap

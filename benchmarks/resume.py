@@ -39,7 +39,8 @@ def main() -> None:
             if process.poll() is None:
                 process.kill()
                 kills += 1
-                print(f"kill {kills}: states {sorted(p.stem for p in killed.glob('checkpoints/round-*.json'))}", flush=True)
+                states = sorted(path.stem for path in killed.glob("checkpoints/round-*.json"))
+                print(f"kill {kills}: states {states}", flush=True)
             elif process.returncode == 0 and not done:
                 done = True
                 print("the killed run is complete; further kills hit a finished run", flush=True)

@@ -30,7 +30,7 @@ def workplace(built, tmp_path, monkeypatch):
 def refused(capsys, *arguments):
     """The sentence."""
     capsys.readouterr()
-    code = cli.main(list(arguments))
+    code = cli.run(list(arguments))
     lines = capsys.readouterr().err.strip().splitlines()
     assert code == 2, lines
     sentence = lines[-1]
@@ -149,9 +149,9 @@ def spoil(folder, kind):
 @pytest.mark.parametrize("kind", ["corrupt", "empty", "zero length", "nan", "torn"])
 def test_a_bad_file_among_good_ones_is_named_and_left_out(workplace, capsys, kind):
     spoil(workplace / "real", kind)
-    assert cli.main(["tune", "recipe.yaml", "--evaluation", "null", "--loop.rounds", "1"]) == 0
+    assert cli.run(["tune", "recipe.yaml", "--evaluation", "null", "--loop.rounds", "1"]) == 0
     assert "bad." in capsys.readouterr().err
-    assert cli.main(["score", "real", "--reward", "recipe.yaml"]) == 0
+    assert cli.run(["score", "real", "--reward", "recipe.yaml"]) == 0
     assert "bad." in capsys.readouterr().err
 
 
@@ -166,7 +166,7 @@ def test_bad_files_only(workplace, capsys, kind):
 
 
 def test_a_reference_of_another_encoder(workplace, capsys):
-    assert cli.main(["reference", "real", "--encoder", "encoder.yaml", "--out", "r.safetensors"]) == 0
+    assert cli.run(["reference", "real", "--encoder", "encoder.yaml", "--out", "r.safetensors"]) == 0
     edited(workplace, "model: clap}}, exemplars: real", "model: other}}, exemplars: r.safetensors")
     from tiny_models import save_tiny_clap
 
@@ -184,7 +184,7 @@ def test_a_folder_that_holds_something_else(workplace, capsys):
     short = ["tune", "recipe.yaml", "--evaluation", "null", "--loop.rounds", "1"]
     assert "another --out" in refused(capsys, *short, "--out", "real")
     assert "in a file" in refused(capsys, *short, "--out", "prompts.txt/run")
-    assert cli.main([*short, "--out", "run"]) == 0
+    assert cli.run([*short, "--out", "run"]) == 0
     before = (workplace / "run/adapter/adapter_model.safetensors").read_bytes()
     assert "--resume" in refused(capsys, *short, "--out", "run")
     sentence = refused(capsys, *short, "--out", "run", "--resume", "--algorithm.beta", "3")
@@ -209,8 +209,8 @@ def test_a_full_disk_anywhere(workplace, capsys, monkeypatch, after):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", full)
         assert "free some space" in refused(capsys, *arguments)
-    assert cli.main([*arguments, "--resume"]) == 0
-    assert cli.main(["tune", "recipe.yaml", "--out", "whole", "--evaluation", "null"]) == 0
+    assert cli.run([*arguments, "--resume"]) == 0
+    assert cli.run(["tune", "recipe.yaml", "--out", "whole", "--evaluation", "null"]) == 0
     one, other = (workplace / name / "adapter/adapter_model.safetensors" for name in ("run", "whole"))
     assert one.read_bytes() == other.read_bytes()
 

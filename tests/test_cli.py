@@ -22,7 +22,7 @@ def run(tmp_path_factory):
     folder = make_workplace(tmp_path_factory.mktemp("workplace"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert cli.main(["tune", "recipe.yaml"]) == 0
+        assert cli.run(["tune", "recipe.yaml"]) == 0
     return folder
 
 
@@ -33,7 +33,7 @@ def workplace(run, monkeypatch):
 
 
 def test_help_is_quick_and_light():
-    code = "import sys; from dragontune import cli; cli.main(['--help']); assert 'torch' not in sys.modules"
+    code = "import sys; from dragontune import cli; cli.run(['--help']); assert 'torch' not in sys.modules"
     start = time.monotonic()
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.monotonic() - start < 5  # 0.1 s on a machine with nothing else to do
@@ -44,16 +44,16 @@ def test_help_is_quick_and_light():
 @pytest.mark.parametrize("verb", ["tune", "generate", "score", "reference", "evaluate", "doctor"])
 def test_every_verb_has_help(verb, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main([verb, "--help"])
+        cli.run([verb, "--help"])
     assert stop.value.code == 0
     assert f"dragontune {verb}" in capsys.readouterr().out
 
 
 def test_nothing_and_nonsense(capsys):
-    assert cli.main([]) == 2
-    assert cli.main(["tuna"]) == 2
+    assert cli.run([]) == 2
+    assert cli.run(["tuna"]) == 2
     assert "did you mean tune?" in capsys.readouterr().err
-    assert cli.main(["--version"]) == 0
+    assert cli.run(["--version"]) == 0
 
 
 def test_the_run_folder(workplace):
@@ -75,7 +75,7 @@ def test_the_run_folder(workplace):
 
 
 def test_the_resolved_recipe_is_the_same_run(workplace):
-    assert cli.main(["tune", "runs/recipe/recipe.yaml", "--out", "runs/again"]) == 0
+    assert cli.run(["tune", "runs/recipe/recipe.yaml", "--out", "runs/again"]) == 0
     first, second = (workplace / "runs" / name for name in ("recipe", "again"))
     assert (first / "recipe.yaml").read_text() == (second / "recipe.yaml").read_text()
     weights = [(folder / "adapter" / "adapter_model.safetensors").read_bytes() for folder in (first, second)]
@@ -84,14 +84,14 @@ def test_the_resolved_recipe_is_the_same_run(workplace):
 
 def test_a_finished_run_is_left_alone(workplace, capsys):
     before = {path: path.stat().st_mtime_ns for path in (workplace / "runs/recipe").rglob("*")}
-    assert cli.main(["tune", "recipe.yaml", "--resume"]) == 0
+    assert cli.run(["tune", "recipe.yaml", "--resume"]) == 0
     assert "nothing left to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (workplace / "runs/recipe").rglob("*")}
 
 
 def test_overrides_and_print_config(workplace, capsys):
     with pytest.raises(SystemExit) as stop:
-        cli.main(["tune", "recipe.yaml", "--loop.rounds", "7", "--algorithm.beta=3", "--print_config"])
+        cli.run(["tune", "recipe.yaml", "--loop.rounds", "7", "--algorithm.beta=3", "--print_config"])
     assert stop.value.code in (0, None)
     printed = capsys.readouterr().out
     assert "rounds: 7" in printed
@@ -100,11 +100,11 @@ def test_overrides_and_print_config(workplace, capsys):
 
 def test_a_run_that_is_done_can_be_prolonged(workplace):
     arguments = ["tune", "recipe.yaml", "--out", "runs/longer", "--evaluation", "null"]
-    assert cli.main(arguments) == 0
-    assert cli.main([*arguments, "--resume", "--loop.rounds", "5"]) == 0
+    assert cli.run(arguments) == 0
+    assert cli.run([*arguments, "--resume", "--loop.rounds", "5"]) == 0
     assert len((workplace / "runs/longer/log.jsonl").read_text().splitlines()) == 5
     assert "rounds: 5" in (workplace / "runs/longer/recipe.yaml").read_text()
-    assert cli.main(["tune", "recipe.yaml", "--out", "runs/whole", "--evaluation", "null", "--loop.rounds", "5"]) == 0
+    assert cli.run(["tune", "recipe.yaml", "--out", "runs/whole", "--evaluation", "null", "--loop.rounds", "5"]) == 0
     one, other = (workplace / f"runs/{name}/adapter/adapter_model.safetensors" for name in ("longer", "whole"))
     assert one.read_bytes() == other.read_bytes()
 
@@ -112,30 +112,30 @@ def test_a_run_that_is_done_can_be_prolonged(workplace):
 def test_generate_and_score(workplace, capsys):
     (workplace / "ask.txt").write_text("a reel\n\na jig <script>\n")
     arguments = ["generate", "--adapter", "runs/recipe", "--prompts", "ask.txt", "--out", "clips", "--scale", "1.5"]
-    assert cli.main(arguments) == 0
+    assert cli.run(arguments) == 0
     with (workplace / "clips/prompts.csv").open(newline="") as file:
         assert [row["prompt"] for row in csv.DictReader(file)] == ["a reel", "a jig <script>"]
     clips = sorted((workplace / "clips").glob("*.flac"))
     assert [clip.name for clip in clips] == ["0000-a-reel.flac", "0001-a-jig-script.flac"]
     before = clips[0].read_bytes()
     clips[0].unlink()
-    assert cli.main(arguments) == 0
+    assert cli.run(arguments) == 0
     assert clips[0].read_bytes() == before
     capsys.readouterr()
-    assert cli.main(["score", "clips", "--reward", "reward.yaml", "--json"]) == 0
+    assert cli.run(["score", "clips", "--reward", "reward.yaml", "--json"]) == 0
     scored = json.loads(capsys.readouterr().out)
     assert scored["scope"] == "instance"
     assert [row["file"] for row in scored["files"]] == [clip.name for clip in clips]
-    assert cli.main(["score", "clips", "--reward", "recipe.yaml", "--json"]) == 0
+    assert cli.run(["score", "clips", "--reward", "recipe.yaml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["scope"] == "set"
-    assert cli.main(["score", "clips", "--reward", "reward.yaml"]) == 0
+    assert cli.run(["score", "clips", "--reward", "reward.yaml"]) == 0
     assert "mean" in capsys.readouterr().out
 
 
 def test_scale_nought_is_the_untuned_model(workplace):
     plain = ["generate", "--model", "music", "--prompt", "a reel", "--steps", "3", "--seed", "4"]
-    assert cli.main([*plain, "--out", "plain"]) == 0
-    assert cli.main([*plain, "--adapter", "runs/recipe", "--scale", "0", "--out", "nought"]) == 0
+    assert cli.run([*plain, "--out", "plain"]) == 0
+    assert cli.run([*plain, "--adapter", "runs/recipe", "--scale", "0", "--out", "nought"]) == 0
     one, other = (workplace / name / "0000-a-reel.flac" for name in ("plain", "nought"))
     assert one.read_bytes() == other.read_bytes()
 
@@ -146,7 +146,7 @@ def test_score_takes_prompts_from_everywhere(workplace, capsys):
         (workplace / "few" / name).write_bytes((workplace / "real" / name).read_bytes())
 
     def scores(*arguments):
-        assert cli.main(["score", "few", "--reward", "reward.yaml", "--json", *arguments]) == 0
+        assert cli.run(["score", "few", "--reward", "reward.yaml", "--json", *arguments]) == 0
         return [row["score"] for row in json.loads(capsys.readouterr().out)["files"]]
 
     (workplace / "two.txt").write_text("a reel\na jig\n")
@@ -159,19 +159,19 @@ def test_score_takes_prompts_from_everywhere(workplace, capsys):
 
 
 def test_reference_and_its_use(workplace, capsys):
-    assert cli.main(["reference", "real", "--encoder", "encoder.yaml", "--out", "refs/real.safetensors"]) == 0
+    assert cli.run(["reference", "real", "--encoder", "encoder.yaml", "--out", "refs/real.safetensors"]) == 0
     assert "12 items (audio)" in capsys.readouterr().out
     stored = ["--reward.init_args.exemplars", "refs/real.safetensors"]
-    assert cli.main(["tune", "recipe.yaml", "--out", "runs/stored", "--evaluation", "null", *stored]) == 0
+    assert cli.run(["tune", "recipe.yaml", "--out", "runs/stored", "--evaluation", "null", *stored]) == 0
     one, other = (workplace / f"runs/{name}/adapter/adapter_model.safetensors" for name in ("stored", "recipe"))
     assert one.read_bytes() == other.read_bytes()
     (workplace / "captions.txt").write_text("a reel\na jig\nfor flute\n")
-    assert cli.main(["reference", "captions.txt", "--encoder", "encoder.yaml", "--out", "refs/text.safetensors"]) == 0
+    assert cli.run(["reference", "captions.txt", "--encoder", "encoder.yaml", "--out", "refs/text.safetensors"]) == 0
     assert "3 items (text)" in capsys.readouterr().out
 
 
 def test_evaluate_again(workplace):
-    assert cli.main(["evaluate", "runs/recipe", "--prompts", "prompts.txt", "--out", "elsewhere"]) == 0
+    assert cli.run(["evaluate", "runs/recipe", "--prompts", "prompts.txt", "--out", "elsewhere"]) == 0
     first, second = (
         json.loads((workplace / path / "metrics.json").read_text()) for path in ("runs/recipe/report", "elsewhere")
     )
@@ -180,7 +180,7 @@ def test_evaluate_again(workplace):
 
 def test_doctor_runs_nothing(workplace, capsys):
     before = sorted(workplace.rglob("*"))
-    assert cli.main(["doctor", "recipe.yaml"]) == 0
+    assert cli.run(["doctor", "recipe.yaml"]) == 0
     said = capsys.readouterr().out
     for word in ("prompts", "model", "adapter", "reward", "time", "memory", "disk"):
         assert word in said
@@ -197,11 +197,11 @@ def test_interrupted_in_the_evaluation(workplace, monkeypatch, capsys, number):
         return make(self, *arguments)
 
     monkeypatch.setattr(evaluation.Making, "make", interrupted)
-    assert cli.main(["tune", "recipe.yaml", "--out", out]) == 75
+    assert cli.run(["tune", "recipe.yaml", "--out", out]) == 75
     said = capsys.readouterr().err
     assert f"resume with: dragontune tune recipe.yaml --out {out} --resume" in said
     assert (workplace / out / "adapter" / "adapter_model.safetensors").exists()
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
-    assert cli.main(["tune", "recipe.yaml", "--out", out, "--resume"]) == 0
+    assert cli.run(["tune", "recipe.yaml", "--out", out, "--resume"]) == 0
     assert (workplace / out / "report" / "index.html").exists()

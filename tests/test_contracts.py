@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dragontune.data import Media, Samples
+from dragontune.data import Media, Rows, Samples
 from dragontune.encoders.base import Embeddings
 from dragontune.generators.base import Generator
 from dragontune.reference import Reference
@@ -18,7 +18,7 @@ from dragontune.rewards.combine import InstanceSum, Sum
 from dragontune.rewards.diversity import Vendi
 from dragontune.rewards.frechet import SetFrechet, SongFrechet
 from dragontune.schedule import Cosine, Edm, Flow, Schedule
-from dragontune.testing import Toy, ToyEncoder, Weights, check_encoder, check_generator, check_reward
+from dragontune.testing import Toy, ToyEncoder, check_encoder, check_generator, check_reward
 
 ENCODER = ToyEncoder(frames=3)
 REFERENCE = Reference.build(ENCODER, [torch.randn(50, 2, generator=torch.Generator().manual_seed(0))], "points")

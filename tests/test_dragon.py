@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dragontune.algorithms.dragon import Dragon, Prepared
-from dragontune.data import Demonstrations, Media, Samples
+from dragontune.data import Demonstrations, Media, Rows, Samples
 from dragontune.encoders.base import Embeddings
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.losses import Dpo, Kto, PreferenceLoss

@@ -33,10 +33,10 @@ def weights(algorithm):
 
 def test_the_reward_rises():
     algorithm = toy_dragon()
-    loop = Loop(rounds=12, pairs=32, updates=4, batch=32, lr=3e-3, max_norm=1.0)
+    loop = Loop(rounds=8, pairs=32, updates=4, batch=32, lr=3e-3, max_norm=1.0)
     history = loop.run(algorithm, ["both"] * 32)
-    assert history[-1]["reward"] > history[0]["reward"] - 0.05
-    assert [record["round"] for record in history] == list(range(1, 13))
+    assert history[-1]["reward"] > history[0]["reward"] + 0.2
+    assert [record["round"] for record in history] == list(range(1, 9))
     assert set(history[0]) == {"round", "seconds", "reward", "loss", "metrics"}
     assert history[0]["metrics"]["grad_norm"] > 0
 

@@ -56,9 +56,16 @@ FREE_IN_LOOP = ("rounds", "micro_batch", "checkpoint_every", "keep", "sample_eve
 """What may change between the parts of one run without changing its course."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
+    """The program: a signal that comes after the work is over no longer disturbs its end."""
+    code = run(sys.argv[1:])
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    return code
+
+
+def run(arguments: Sequence[str]) -> int:
     """Do what the arguments say and return the exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(HELP, end="")
         return 0 if arguments else 2
@@ -70,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     _speak_plainly()
     try:
-        _verb(arguments[0])(arguments[1:])
+        _verb(arguments[0])(list(arguments[1:]))
     except InputError as error:
         return _say(error, 2)
     except NonFiniteError as error:
@@ -78,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InterruptedRun as error:
         return _say(error, 75)
     except KeyboardInterrupt:
-        return _say("interrupted before anything was changed; run the same command again", 75)
+        return _say("interrupted; run the same command again (tune: with --resume)", 75)
     except BrokenPipeError:
         return 0
     except Exception as error:

@@ -34,7 +34,7 @@ class Rows:
         return [self[rows] for rows in torch.arange(len(self)).split(size)]
 
 
-def _take(column: Any, index: Tensor) -> Any:
+def _take(column: Any, index: Tensor) -> Any:  # noqa: ANN401 - a column is of any kind
     match column:
         case Tensor():
             return column[index.to(column.device)]
@@ -46,7 +46,7 @@ def _take(column: Any, index: Tensor) -> Any:
             return column
 
 
-def join_columns(columns: Sequence[Any]) -> Any:
+def join_columns(columns: Sequence[Any]) -> Any:  # noqa: ANN401 - a column is of any kind
     """Stack columns of one kind, or agree on a constant."""
     first = columns[0]
     match first:

@@ -69,24 +69,22 @@ class Toy(Generator):
         rows = [known.get(prompt, (1 - self.minor, self.minor)) for prompt in prompts]
         return Weights(torch.tensor(rows, device=self.device).reshape(-1, 2))
 
-    def exact(self, noisy: Float[Tensor, " n 2"], t: Float[Tensor, " n"], condition: Weights) -> Float[Tensor, " n 2"]:
+    def exact(self, noisy: Float[Tensor, " n 2"], t: Float[Tensor, " n"], condition: Rows) -> Float[Tensor, " n 2"]:
         """E[x_0 | x_t] of the mixture."""
         alpha, sigma = expand(self.schedule.alpha(t), noisy), expand(self.schedule.sigma(t), noisy)
         variance = (alpha * self.spread) ** 2 + sigma**2
         centres = torch.tensor([[-1.0, 0.0], [1.0, 0.0]]).to(noisy)
         off = noisy[:, None] - alpha[..., None] * centres
-        log_weights = condition.modes.to(noisy).log() - off.square().sum(2) / (2 * variance)
+        log_weights = _modes(condition).to(noisy).log() - off.square().sum(2) / (2 * variance)
         means = centres + (alpha * self.spread**2 / variance)[..., None] * off
         return (log_weights.softmax(1)[..., None] * means).sum(1)
 
-    def denoise(
-        self, noisy: Float[Tensor, " n 2"], t: Float[Tensor, " n"], condition: Weights
-    ) -> Float[Tensor, " n 2"]:
+    def denoise(self, noisy: Float[Tensor, " n 2"], t: Float[Tensor, " n"], condition: Rows) -> Float[Tensor, " n 2"]:
         """The exact estimate and the network's correction, which vanishes with the noise."""
         alpha, sigma = expand(self.schedule.alpha(t), noisy), expand(self.schedule.sigma(t), noisy)
         size = (alpha**2 + sigma**2).sqrt()
         level = sigma.clamp(min=1e-4).log() / 4
-        inputs = torch.cat([noisy / size, level, condition.modes.to(noisy)], 1)
+        inputs = torch.cat([noisy / size, level, _modes(condition).to(noisy)], 1)
         return self.exact(noisy, t, condition) + sigma / size * self.network(inputs)
 
     def decode(self, latents: Float[Tensor, " n 2"]) -> Float[Tensor, " n 2"]:
@@ -118,6 +116,12 @@ class Toy(Generator):
     def load_adapter(self, folder: str) -> None:
         """In peft's format."""
         adapters.load(self.network, folder)
+
+
+def _modes(condition: Rows) -> Float[Tensor, " n 2"]:
+    if not isinstance(condition, Weights):
+        raise TypeError("the toy's condition is what its encode_prompts gave")
+    return condition.modes
 
 
 @dataclass(frozen=True)

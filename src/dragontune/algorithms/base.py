@@ -14,11 +14,12 @@ from dragontune.sampling import Sampler
 from dragontune.seeding import Key
 
 Experience = TypeVar("Experience", bound=Rows)
+Batch = TypeVar("Batch", bound=Rows)
 Metrics = Mapping[str, float]
 
 
-class Algorithm(ABC, Generic[Experience]):
-    """One round is: `collect` once, then a few updates, each of which is `prepare` on a batch and `loss` on its parts."""
+class Algorithm(ABC, Generic[Experience, Batch]):
+    """One round: `collect` once, then a few updates, each of which is `prepare` on a batch and `loss` on its parts."""
 
     generator: Generator
     reward: Reward
@@ -26,14 +27,14 @@ class Algorithm(ABC, Generic[Experience]):
 
     @abstractmethod
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Experience, Metrics]:
-        """Generate and score; no gradients. The metrics contain `reward`, the policy's reward before this round's updates."""
+        """Generate and score, without gradients. The metrics hold `reward`, the policy's before this round's updates."""
 
     @abstractmethod
-    def prepare(self, batch: Experience, key: Key) -> Rows:
+    def prepare(self, batch: Experience, key: Key) -> Batch:
         """What the loss must know of the whole batch before it is split into micro-batches; no gradients."""
 
     @abstractmethod
-    def loss(self, batch: Rows) -> tuple[Float[Tensor, ""], Metrics]:
+    def loss(self, batch: Batch) -> tuple[Float[Tensor, ""], Metrics]:
         """A scalar to minimise, the mean over the rows of a part of what `prepare` returned, and numbers to log."""
 
     def parameters(self) -> Iterator[nn.Parameter]:

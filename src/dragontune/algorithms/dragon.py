@@ -40,7 +40,7 @@ class Prepared(Rows):
 
 
 @dataclass(frozen=True, eq=False)
-class Dragon(Algorithm[Demonstrations]):
+class Dragon(Algorithm[Demonstrations, Prepared]):
     """An item's implicit reward is beta w(t) (error of f_ref - error of the model); errors are means over elements.
 
     >>> Dragon(generator, SetFrechet(TinyClap(), "my songs"), preference=Kto(), beta=50)
@@ -120,7 +120,9 @@ class Dragon(Algorithm[Demonstrations]):
         anchor = self.preference.anchor(*(torch.cat(column) for column in zip(*implicit, strict=True)))
         return replace(prepared, anchor=anchor.expand(len(t)))
 
-    def loss(self, batch: Prepared) -> tuple[Float[Tensor, ""], Metrics]:
+    def loss(  # pyright: ignore[reportIncompatibleMethodOverride] - it is given what `prepare` returned
+        self, batch: Prepared
+    ) -> tuple[Float[Tensor, ""], Metrics]:
         """The preference loss; how often D+ is ahead, the implicit rewards and their size (saturated from about 5)."""
         positive, negative = self._implicit(batch)
         loss = self.preference.losses(positive, negative, batch.anchor).mean()
@@ -140,7 +142,7 @@ class Dragon(Algorithm[Demonstrations]):
         for group, weights in ((items[~frozen], nullcontext()), (items[frozen], self.generator.reference())):
             with weights:
                 for rows in group.split(self.micro_batch) if len(group) else ():
-                    texts = [prompts[row] for row in rows]
+                    texts = [prompts[int(row)] for row in rows]
                     samples = self.sampler.sample(
                         self.generator, texts, key, items=rows.tolist(), decode=self.reward.needs_media
                     )

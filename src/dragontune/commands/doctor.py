@@ -70,7 +70,7 @@ def examine(recipe: Recipe, out: Path) -> Iterator[Finding]:
     yield Finding("disk", _disk(out, count * 12 * (recipe.loop.keep + 2)))
 
 
-def _denoise(algorithm: Algorithm[Any], prompts: list[str], items: int = 4) -> Denoising:
+def _denoise(algorithm: Algorithm[Any, Any], prompts: list[str], items: int = 4) -> Denoising:
     """Time a call without gradients, and add up what a call with gradients keeps for the way back."""
     generator, saved = algorithm.generator, 0
     noise = Key(0).fold("doctor").normal(range(items), generator.latent_shape).to(generator.device)
@@ -92,7 +92,7 @@ def _denoise(algorithm: Algorithm[Any], prompts: list[str], items: int = 4) -> D
     return Denoising(seconds / items, saved // items)
 
 
-def _time(recipe: Recipe, algorithm: Algorithm[Any], call: Denoising, item: Seconds) -> str:
+def _time(recipe: Recipe, algorithm: Algorithm[Any, Any], call: Denoising, item: Seconds) -> str:
     loop = recipe.loop
     one = algorithm.sampler.calls(1) * call.seconds + item.decode + item.encode
     collect, update = 2 * loop.pairs * one, loop.updates * 2 * loop.batch * FORWARD_AND_BACKWARD * call.seconds

@@ -37,7 +37,7 @@ class Recipe:
     evaluation: Evaluation | None = None
     trackers: list[Tracker] = field(default_factory=list)
 
-    def build(self) -> Algorithm[Any]:
+    def build(self) -> Algorithm[Any, Any]:
         """Load the model and make the algorithm, checked against the reward.
 
         Raises:
@@ -59,7 +59,7 @@ class Recipe:
             raise InputError("expected an adapter to tune, got a model without one; set lora")
         return algorithm
 
-    def rehearse(self, algorithm: Algorithm[Any], prompts: Sequence[str]) -> "Seconds":
+    def rehearse(self, algorithm: Algorithm[Any, Any], prompts: Sequence[str]) -> "Seconds":
         """Try the reward and every reward of the evaluation on a few noise latents, before anything is run.
 
         Raises:

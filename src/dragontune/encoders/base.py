@@ -24,7 +24,7 @@ class Embeddings(Rows):
         return cls(frames, torch.full((len(frames),), frames.shape[1], device=frames.device))
 
     @classmethod
-    def join(cls, parts: "Sequence[Embeddings]") -> "Embeddings":
+    def join(cls, parts: "Sequence[Embeddings]") -> "Embeddings":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Stack the items, padded to the longest."""
         longest = max(part.frames.shape[1] for part in parts)
         padded = [torch.nn.functional.pad(part.frames, (0, 0, 0, longest - part.frames.shape[1])) for part in parts]

@@ -1,12 +1,12 @@
-"""The networks of `tiny-clap`: an audio tower and a text tower trained contrastively (after CLAP, Elizalde et al. 2022).
+"""The networks of `tiny-clap`: an audio and a text tower, trained contrastively (after CLAP, Elizalde et al. 2022).
 
 The audio tower is convolutional, so it gives a unit vector for every half second (eight for a clip of the training
 length); the embedding of a clip is their mean, normalised. Left out: pretrained towers, fusion of long inputs.
 """
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional

@@ -1,16 +1,17 @@
 """The networks of `tiny-music`, a small text-to-music latent diffusion model of the kind of Stable Audio Open.
 
 A frame-level autoencoder with an inverse-STFT head (after Vocos, Siuzdak 2023), and a diffusion transformer with EDM
-preconditioning (Karras et al. 2022) whose attention layers see the text tokens beside the audio tokens, as DRAGON's base
-model does (Bai et al. 2025). Left out: adversarial training of the decoder, rotary positions, variable width.
+preconditioning (Karras et al. 2022) whose attention layers see the text tokens beside the audio tokens, as in DRAGON's
+base model (Bai et al. 2025). Left out: adversarial training of the decoder, rotary positions, variable width.
 Both are diffusers models, so `tiny-music` is an ordinary pipeline folder.
 """
 
 from math import log
 
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
-from diffusers.configuration_utils import register_to_config
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional

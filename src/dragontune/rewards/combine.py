@@ -25,7 +25,7 @@ class Parts(Rows):
         return Parts({name: features[index] for name, features in self.members.items()})
 
     @classmethod
-    def join(cls, parts: "Sequence[Parts]") -> "Parts":
+    def join(cls, parts: "Sequence[Parts]") -> "Parts":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Stack the rows, member by member."""
         return cls({name: join_columns([part.members[name] for part in parts]) for name in parts[0].members})
 

@@ -73,11 +73,13 @@ def storage_trouble(error: BaseException) -> str | None:
         if code in FULL or "No space left" in text or "StorageFull" in text:
             return (
                 f"expected room on the disk, got none left ({text}); what was complete is still there: "
-                "free some space and run again with --resume"
+                "free some space and run again (tune: with --resume)"
             )
         if isinstance(cause, OSError) and code in READ_ONLY:
             place = cause.filename or "a file"
             return f"expected a place that can be written, got {place} ({cause.strerror}); change it or its permissions"
+        if "Read-only file system" in text or "Permission denied" in text:  # as safetensors tells it
+            return f"expected a place that can be written, got one that cannot ({text}); change it or its permissions"
     return None
 
 

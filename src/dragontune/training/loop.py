@@ -69,7 +69,7 @@ class Loop:
 
     def run(
         self,
-        algorithm: Algorithm[Any],
+        algorithm: Algorithm[Any, Any],
         prompts: Sequence[str],
         folder: RunFolder | None = None,
         *,
@@ -119,7 +119,7 @@ class Loop:
 
     def _rounds(
         self,
-        algorithm: Algorithm[Any],
+        algorithm: Algorithm[Any, Any],
         prompts: Sequence[str],
         weights: Sequence[torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,

@@ -20,7 +20,7 @@ from dragontune.training.checkpoint import Record
 class Rounds:
     """What every round needs; what differs between rounds is their number and the weights."""
 
-    algorithm: Algorithm[Any]
+    algorithm: Algorithm[Any, Any]
     prompts: Sequence[str]
     weights: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer
