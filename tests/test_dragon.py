@@ -272,10 +272,10 @@ class Lifted(ToyEncoder):
         return super().embed(media + torch.tensor([0.0, 1.0]))
 
 
-@pytest.mark.parametrize(("preference", "lr"), [(Dpo(), 5e-3), (Kto(), 3e-3)])
-def test_diversity_finds_the_minor_mode(preference: PreferenceLoss, lr: float):
+@pytest.mark.parametrize(("preference", "beta", "lr"), [(Dpo(), 5.0, 5e-3), (Kto(), 20.0, 2e-3)])
+def test_diversity_finds_the_minor_mode(preference: PreferenceLoss, beta: float, lr: float):
     toy, reward = Toy(minor=0.05), Vendi(Lifted())
-    tune(dragon(reward, preference, toy=toy, beta=5.0), ["any"] * 40, 12, lr)
+    tune(dragon(reward, preference, toy=toy, beta=beta), ["any"] * 40, 14, lr)
     before, after = fresh(toy, "any")
     assert reward(after) > reward(before) + 0.02
     assert (after.latents[:, 0] > 0).float().mean() > (before.latents[:, 0] > 0).float().mean()

@@ -27,7 +27,7 @@ class Algorithm(ABC, Generic[Experience, Batch]):
 
     @abstractmethod
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Experience, Metrics]:
-        """Generate and score, without gradients. The metrics hold `reward`, the policy's before this round's updates."""
+        """Generate and score, without gradients. The metrics hold `reward`, before the updates of this round."""
 
     @abstractmethod
     def prepare(self, batch: Experience, key: Key) -> Batch:

@@ -70,10 +70,10 @@ class Trackio(Tracker):
     project: str = "dragontune"
 
     def log(self, round: int, values: Mapping[str, float], folder: Path) -> None:
-        """The run is named after its folder."""
+        """The run is named after its folder and goes on under the same name when resumed."""
         trackio = _door("trackio", "trackio")
-        if round == 1:
-            trackio.init(project=self.project, name=folder.name)
+        if _door("trackio.context_vars", "trackio").current_run.get() is None:
+            trackio.init(project=self.project, name=folder.name, resume="allow")
         trackio.log(dict(values), step=round)
 
 
