@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dragontune.encoders.tiny import mel_filters
 from dragontune.generators.tiny import TinyAutoencoder
-from trainer import train
+from trainer import DEVICE, train
 
 STEPS, BATCH, CROP, LR = 3200, 16, 32768, 1e-3
 FFTS = (256, 512, 1024, 2048)
@@ -21,16 +21,16 @@ def autoencoder(build: Path, sound: np.ndarray, rows: list[int], steps: int = ST
     torch.backends.mkldnn.conv.fp32_precision = "bf16"
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     model = TinyAutoencoder()
-    windows = {n: torch.hann_window(n) for n in FFTS}
-    filters = mel_filters(16000, 1024, 80)
+    windows = {n: torch.hann_window(n, device=DEVICE) for n in FFTS}
+    filters = mel_filters(16000, 1024, 80).to(DEVICE)
 
     def loss(draw: torch.Generator, _: random.Random) -> Tensor:
         picks = torch.randint(len(rows), (BATCH,), generator=draw).tolist()
         places = torch.randint(sound.shape[1] - CROP, (BATCH,), generator=draw).tolist()
         wave = torch.stack([_floats(sound[rows[i], p : p + CROP]) for i, p in zip(picks, places, strict=True)])
-        wave = wave * (10 ** (-torch.rand(BATCH, 1, generator=draw) * 0.4))
+        wave = (wave * (10 ** (-torch.rand(BATCH, 1, generator=draw) * 0.4))).to(DEVICE)
         mean, log_variance = model.posterior(wave[:, None])
-        noise = torch.randn(mean.shape, generator=draw)
+        noise = torch.randn(mean.shape, generator=draw).to(DEVICE)
         rebuilt = model.synthesize(mean + (log_variance / 2).exp() * noise)[:, 0]
         prior = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).mean()
         total = 2e-3 * prior

@@ -24,7 +24,7 @@ from tokenizer import Words
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD, SHIPPED = ROOT / ".build", ROOT / "src" / "dragontune" / "assets"
-PER_INSTRUMENT, PROMPTS = 18, {"train": 1200, "validation": 200, "test": 400}
+PER_INSTRUMENT, PROMPTS = {"train": 27, "test": 3}, {"train": 1200, "validation": 200, "test": 400}
 
 
 def main() -> None:
@@ -55,7 +55,7 @@ def main() -> None:
 def _exemplars(folder: Path, sound: np.ndarray, facts: list[Facts]) -> None:
     """Real clips of training pieces, one folder an instrument, and a few of test pieces to compare with by ear."""
     rng = random.Random(3)
-    for split, count in (("train", PER_INSTRUMENT), ("test", 4)):
+    for split, count in PER_INSTRUMENT.items():
         lines, captions = [], []
         for instrument in INSTRUMENTS:
             rows = [i for i, f in enumerate(facts) if f.split == split and f.instrument == instrument]
@@ -63,7 +63,7 @@ def _exemplars(folder: Path, sound: np.ndarray, facts: list[Facts]) -> None:
             place.mkdir(parents=True)
             for row in sorted(rng.sample(rows, count)):
                 name = f"{row:05d}.ogg"
-                soundfile.write(place / name, sound[row], RATE, format="OGG", subtype="VORBIS", compression_level=0.6)
+                soundfile.write(place / name, sound[row], RATE, format="OGG", subtype="VORBIS", compression_level=0.8)
                 lines.append(json.dumps({"file": f"{place.name}/{name}", **asdict(facts[row])}))
                 captions.append(caption(facts[row], rng))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
@@ -82,14 +82,15 @@ def _prompts(folder: Path, facts: list[Facts]) -> None:
 
 
 def _references(folder: Path, sound: np.ndarray, facts: list[Facts]) -> None:
-    """Statistics of all clips of the validation and of the test pieces, which are not shipped themselves."""
+    """Statistics by split (at most 2,000 clips), of the sound as rendered: what ships as exemplars is compressed."""
     from dragontune.encoders.clap import TinyClap
     from dragontune.encoders.latents import Latents
     from dragontune.media.audio import Audio
     from dragontune.reference import Reference
 
-    for split in ("validation", "test"):
+    for split in ("train", "validation", "test"):
         rows = [i for i, fact in enumerate(facts) if fact.split == split]
+        rows = sorted(random.Random(6).sample(rows, min(2000, len(rows))))
         for name, encoder in (("tiny-clap", TinyClap()), ("latents", Latents())):
             batches = (
                 Audio(torch.from_numpy(sound[some].astype(np.float32) / 32768)[:, None], RATE)

@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 from dragontune.encoders.tiny import TinyClapModel
 from music import Facts, caption
 from tokenizer import Words
-from trainer import train
+from trainer import DEVICE, train
 
 STEPS, BATCH, LR = 1600, 96, 1.5e-3
 
@@ -33,9 +33,9 @@ def clap(build: Path, sound: np.ndarray, facts: list[Facts], words: Words, steps
         floor = 1e-5 * 10 ** (3 * torch.rand(BATCH, 1, 1, generator=draw))  # and with noise at up to -20 dB
         mel = ((power + floor * torch.rand(power.shape, generator=draw)).clamp(min=1e-5).log() + 2) / 4
         texts = [caption(facts[i], rng, rng.random() > 0.1) for i in picks]
-        audio = normalize(model.frames(mel).mean(1), dim=1)
-        text = model.text_vectors(*words(texts))
-        same = torch.tensor([[a == b for b in texts] for a in texts], dtype=torch.float32)
+        audio = normalize(model.frames(mel.to(DEVICE)).mean(1), dim=1)
+        text = model.text_vectors(*(tokens.to(DEVICE) for tokens in words(texts)))
+        same = torch.tensor([[float(a == b) for b in texts] for a in texts], device=DEVICE)
         target = same / same.sum(1, keepdim=True)
         logits = model.log_scale.clamp(max=4.0).exp() * audio @ text.T
         return -(target * logits.log_softmax(1)).sum(1).mean() - (target * logits.T.log_softmax(1)).sum(1).mean()

@@ -13,7 +13,7 @@ from transformers import T5Config, T5EncoderModel
 from dragontune.generators.tiny import TinyAutoencoder, TinyDiT
 from music import Facts, caption
 from tokenizer import Words
-from trainer import train
+from trainer import DEVICE, train
 
 STEPS, BATCH, LR = 3000, 64, 1e-3
 
@@ -48,12 +48,12 @@ def diffusion(
     def loss(draw: torch.Generator, rng: random.Random) -> Tensor:
         picks = [rows[i] for i in torch.randint(len(rows), (BATCH,), generator=draw).tolist()]
         texts = ["" if rng.random() < 0.1 else caption(facts[i], rng, rng.random() > 0.15) for i in picks]
-        tokens, mask = words(texts)
+        tokens, mask = (part.to(DEVICE) for part in words(texts))
         hidden = text_encoder(input_ids=tokens, attention_mask=mask).last_hidden_state
-        clean = latents[picks]
-        sigma = (c["p_mean"] + c["p_std"] * torch.randn(BATCH, generator=draw)).exp()
-        noisy = clean + sigma[:, None, None] * torch.randn(clean.shape, generator=draw)
-        weight = (sigma**2 + c["sigma_data"]**2) / (sigma * c["sigma_data"]) ** 2
+        clean = latents[picks].to(DEVICE)
+        sigma = (c["p_mean"] + c["p_std"] * torch.randn(BATCH, generator=draw)).exp().to(DEVICE)
+        noisy = clean + sigma[:, None, None] * torch.randn(clean.shape, generator=draw).to(DEVICE)
+        weight = (sigma**2 + c["sigma_data"] ** 2) / (sigma * c["sigma_data"]) ** 2
         error = (transformer.denoise(noisy, sigma, hidden, mask) - clean).square().mean((1, 2))
         return (weight * error).mean()
 

@@ -10,6 +10,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
 
 def train(
     name: str,
@@ -24,6 +26,8 @@ def train(
     save_every: int = 100,
 ) -> None:
     """Minimise `loss`, which draws its own batch from the generators it is given (seeded by the step)."""
+    for module in modules.values():
+        nn.Module.to(module, DEVICE)
     weights = {f"{m}.{n}": p for m, module in modules.items() for n, p in module.named_parameters()}
     optimizer = torch.optim.AdamW(weights.values(), lr=lr, betas=(0.9, 0.99), weight_decay=1e-3)
     shadow = {n: p.detach().clone() for n, p in weights.items()}
@@ -53,8 +57,10 @@ def train(
                 print(f"{name} step {step + 1} loss {running:.4f}", flush=True)
                 _save(file, step + 1, weights, shadow, optimizer)
     with torch.no_grad():
-        for name_, p in weights.items():
-            p.copy_(shadow[name_])
+        for n, p in weights.items():
+            p.copy_(shadow[n])
+    for module in modules.values():
+        nn.Module.to(module, "cpu")
 
 
 def _save(file: Path, step: int, weights: dict, shadow: dict, optimizer: torch.optim.Optimizer) -> None:
@@ -77,5 +83,6 @@ def _load(file: Path, weights: dict, shadow: dict, optimizer: torch.optim.Optimi
         for n, p in weights.items():
             p.copy_(tensors[f"weight.{n}"])
             shadow[n].copy_(tensors[f"shadow.{n}"])
-            optimizer.state[p] = {k: tensors[f"adam.{k}.{n}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {k: tensors[f"adam.{k}.{n}"].to(DEVICE) for k in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p]["step"] = tensors[f"adam.step.{n}"]
     return step

@@ -19,7 +19,7 @@ from dragontune.seeding import Key
 
 NAMES = ("piano", "harpsichord", "marimba", "organ", "accordion", "guitar", "banjo", "violin", "trumpet", "clarinet",
          "flute", "string quartet", "choir", "brass ensemble")  # fmt: skip
-COUNT, SAMPLER = 200, Sampler(steps=12, guidance=2.0)
+COUNT, SAMPLER = 200, Sampler(steps=5, guidance=2.0)
 
 
 @torch.no_grad()
