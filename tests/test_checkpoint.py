@@ -82,6 +82,21 @@ def test_nothing_usable_is_a_fresh_start(tmp_path):
         assert Checkpoints(tmp_path).latest() is None
 
 
+@pytest.mark.parametrize("content", [b"", b"7", b"[]"])
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_ones_do_not_push_out_what_is_saved_after_them(tmp_path, keep, content):
+    checkpoints = Checkpoints(tmp_path, keep)
+    for number in (5, 6):
+        checkpoints.save(state(number))
+    for path in tmp_path.glob("*.json"):
+        path.write_bytes(content)
+    with pytest.warns(UserWarning, match="damaged"):
+        assert checkpoints.latest() is None
+    checkpoints.save(state(1))
+    assert newest(checkpoints) == 1
+    assert checkpoints.rounds() == [1]
+
+
 def test_of_another_adapter_is_refused(tmp_path):
     weight = torch.nn.Parameter(torch.zeros(5))
     with pytest.raises(InputError, match="another"):

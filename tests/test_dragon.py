@@ -120,13 +120,14 @@ def test_at_the_reference(preference: PreferenceLoss, value: float):
     assert all(p.grad is None for p in frozen)
 
 
-def test_implicit_rewards_are_beta_times_weighted_mean_errors():
-    """Equation 7 by hand, with per-element means and the schedule's weight."""
+@pytest.mark.parametrize("sign", ["positive", "negative"])
+def test_implicit_rewards_are_beta_times_weighted_mean_errors(sign: str):
+    """Equation 7 by hand, with per-element means, the schedule's weight and the same noise for both items of a pair."""
     toy = nudged()
     algorithm = replace(dragon(Height(), toy=toy, beta=3.0), condition_dropout=0.0)
     experience, _ = algorithm.collect(PROMPTS, Key(0))
     prepared = algorithm.prepare(experience, Key(1))
-    x = experience.positive.latents
+    x = getattr(experience, sign).latents
     sigma = toy.schedule.sigma(prepared.t)
     noisy = x + sigma[:, None] * prepared.noise
     condition = toy.encode_prompts(PROMPTS)
@@ -136,7 +137,7 @@ def test_implicit_rewards_are_beta_times_weighted_mean_errors():
             frozen = (toy.denoise(noisy, prepared.t, condition) - x).square().mean(1)
         _, metrics = algorithm.loss(prepared)
     expected = 3.0 * (sigma**2 + 0.25) / (sigma * 0.5) ** 2 * (frozen - ours)
-    assert metrics["implicit_positive"] == pytest.approx(expected.mean().item(), rel=1e-4)
+    assert metrics[f"implicit_{sign}"] == pytest.approx(expected.mean().item(), rel=1e-4)
 
 
 def test_both_sets_have_noise_of_their_own_and_rounds_repeat():
@@ -187,6 +188,8 @@ def test_condition_dropout():
         sample = Samples(("left",) * 1000, torch.zeros(1000, 2), None)
         prepared = algorithm.prepare(Demonstrations(sample, sample), Key(0))
         assert isinstance(prepared.condition_positive, Weights)
+        assert isinstance(prepared.condition_negative, Weights)
+        assert torch.equal(prepared.condition_positive.modes, prepared.condition_negative.modes)
         counts.append((prepared.condition_positive.modes[:, 1] == 0.25).sum().item())
     assert counts[0] == 0
     assert counts[1] == pytest.approx(100, abs=50)

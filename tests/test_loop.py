@@ -58,6 +58,36 @@ def test_nothing_global_is_touched():
     assert before[1:] == (torch.is_grad_enabled(), torch.get_default_dtype())
 
 
+def test_every_round_and_every_update_has_noise_and_rows_of_its_own(monkeypatch):
+    keys, dealt = [], []
+
+    def note(name):
+        original = getattr(Dragon, name)
+
+        def noted(self, given, key):
+            keys.append(key)
+            if name == "prepare":
+                dealt.append(given.positive.latents)
+            return original(self, given, key)
+
+        monkeypatch.setattr(Dragon, name, noted)
+
+    note("collect")
+    note("prepare")
+    Loop(rounds=3, pairs=6, updates=2, batch=3).run(toy_dragon(), TOY_PROMPTS)
+    assert len(keys) == len(set(keys)) == 3 * (1 + 2)
+    assert len(torch.cat(dealt).unique(dim=0)) == 3 * 6
+
+
+def test_gradients_do_not_depend_on_the_environment(monkeypatch):
+    def norm():
+        return Loop(rounds=1, pairs=4, updates=1, batch=4).run(toy_dragon(), TOY_PROMPTS)[0]["metrics"]["grad_norm"]
+
+    expected = norm()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert norm() == expected
+
+
 def test_deal_uses_every_card_before_any_again():
     key = Key(0)
     cards = [card for start in range(0, 30, 3) for card in deal(key, 10, start, 3)]

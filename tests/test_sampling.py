@@ -1,6 +1,6 @@
 """The sampler against diffusers, against the exact solution for Gaussian data, and against itself."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf, sqrt
 
@@ -178,6 +178,33 @@ def test_second_order_plus_step_extrapolates_the_unconditional_estimate():
         shrink = sigma[i + 1] / sigma[i]
         expected = shrink * states[i].latents + (1 - shrink) * ahead + 0.7 * (conditional - free)
         torch.testing.assert_close(states[i + 1].latents, expected, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_guided_step_after_a_plus_step_extrapolates_from_guided_estimates():
+    """Each kind of step extrapolates from its own estimate of the step before, whichever kind that was."""
+    toy, sampler = Toy(), Sampler(steps=8, guidance=2.0, plus=0.7, plus_steps=(3,))
+    states: list[State] = []
+    sampler.sample(toy, ["left", "right"], Key(0), visit=states.append)
+    sigma = Edm().sigma(Edm().times(8)).float()
+    now, before = (
+        guided(toy, states[i].latents, Edm().time(sigma[i]).expand(2), ["left", "right"], 2.0)[0] for i in (4, 3)
+    )
+    ratio = (sigma[3] / sigma[4]).log() / (sigma[4] / sigma[5]).log()
+    ahead = (1 + 1 / (2 * ratio)) * now - before / (2 * ratio)
+    expected = sigma[5] / sigma[4] * states[4].latents + (1 - sigma[5] / sigma[4]) * ahead
+    torch.testing.assert_close(states[5].latents, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
+def test_eta_multiplies_the_ancestral_noise(schedule: Schedule):
+    """Half of sigma' sqrt(1 - (alpha sigma' / (alpha' sigma))^2) for eta one half (DDIM, Song et al. 2021, eq. 16)."""
+    toy, sampler = Toy(schedule=schedule), Sampler(steps=10, eta=0.5, order=1)
+    state = replace(sampler.start(toy, ["left"], Key(0), [0]), step=torch.tensor([4]))
+    t = schedule.times(10)[4:6]
+    (a, a_next), (s, s_next) = schedule.alpha(t), schedule.sigma(t)
+    expected = 0.5 * s_next * (1 - (a * s_next / (a_next * s)) ** 2).sqrt()
+    torch.testing.assert_close(sampler.transition(toy, state).std, expected[None].float())
 
 
 def test_limits_of_guidance():

@@ -65,6 +65,15 @@ def test_winning_every_subset_is_not_certainty():
     assert found.low == pytest.approx(0.025 ** (1 / 100))
 
 
+@pytest.mark.parametrize("wins", [7, 28, 55])
+def test_whole_wins_are_not_rounded(wins):
+    """7 / 100 * 100 is more than 7 in floating point."""
+    outcomes = iter([1.0] * wins + [0.0] * (100 - wins))
+    found = statistics.subset_wins(lambda rows: next(outcomes, wins / 100), 30, 10, 100, Key(0))
+    assert found.rate == wins / 100
+    assert (found.low, found.high) == pytest.approx(statistics.clopper_pearson(wins, 100))
+
+
 def test_overlapping_subsets_get_a_wider_interval_than_independent_trials():
     gains = torch.randn(60, generator=torch.Generator().manual_seed(1))
     found = statistics.subset_wins(lambda rows: float(gains[rows].sum() > 0), 60, 30, 100, Key(0))

@@ -77,7 +77,7 @@ class Samples(Rows):
 
 @dataclass(frozen=True, eq=False)
 class Demonstrations(Rows):
-    """Paired generations of the same prompts: `positive[i]` belongs to D+, `negative[i]` to D-."""
+    """`positive[i]` belongs to D+, `negative[i]` to D-; two generations of one prompt, unless divided unpaired."""
 
     positive: Samples
     negative: Samples

@@ -1,7 +1,8 @@
 """Noise by (seed, round, item): the same whatever the batch split, the order or the number of processes.
 
 A `Key` is a path of numbers and names from which random streams are made. It holds no state: the same key always gives
-the same numbers, and keys folded differently give independent ones (a SHA-256 of the path seeds PyTorch's generator).
+the same numbers, and keys folded differently give independent ones (a SHA-256 of the path seeds PyTorch's generator,
+whose CPU kind keeps 32 bits of a seed: of N keys, about N^2 / 2^33 pairs share a stream by chance).
 """
 
 import hashlib

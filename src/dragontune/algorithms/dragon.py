@@ -57,6 +57,8 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
     passes: int = 1
     """Most passes of exchanges for a reward of a set; a pass that accepts nothing is the last."""
     pairing: Pairing = "paired"
+    """`unpaired`: the two items of a row have different prompts, which KTO allows for and the derivation of DPO does
+    not."""
     condition_dropout: float = 0.1
     """Probability that a pair is trained without its prompt."""
     micro_batch: int = 40

@@ -85,29 +85,29 @@ def subset_wins(
     """The share of random subsets of `size` out of `count` items that are won; `compare` gives a subset's outcome.
 
     Subsets of the same items overlap, so they are not independent trials. The interval is the wider one of two, at
-    each end: the 95 % percentile range of the win rate over bootstrap resamples of the items (`replicates` resamples,
-    each with its own subsets), and the binomial interval of the `subsets` draws. The second matters when every subset
-    is won, where the bootstrap alone would claim certainty.
+    each end: the 95 % percentile range of the win rate over bootstrap resamples of the items (half as many as
+    `subsets`, each with a tenth as many subsets of its own), and the binomial interval of the `subsets` draws. The
+    second matters when every subset is won, where the bootstrap alone would claim certainty.
     """
     replicates, draws = max(subsets // 2, 2), max(subsets // 10, 2)
     total = subsets + replicates * draws
 
-    def rate(items: Int[Tensor, " count"], stream: Key, times: int, done: int) -> float:
-        won = 0.0
+    def won(items: Int[Tensor, " count"], stream: Key, times: int, done: int) -> float:
+        wins = 0.0
         for i in range(times):
-            won += compare(items[stream.fold("subset", i).permutation(count)[:size]])
+            wins += compare(items[stream.fold("subset", i).permutation(count)[:size]])
             progress(done + i + 1, total)
-        return won / times
+        return wins
 
-    observed = rate(torch.arange(count), key, subsets, 0)
+    wins = won(torch.arange(count), key, subsets, 0)
     rates = []
     for replicate in range(replicates):
         stream = key.fold("replicate", replicate)
         items = torch.randint(count, (count,), generator=stream.generator())
-        rates.append(rate(items, stream, draws, subsets + replicate * draws))
+        rates.append(won(items, stream, draws, subsets + replicate * draws) / draws)
     low, high = _percentiles(rates)
-    exact_low, exact_high = clopper_pearson(observed * subsets, subsets)
-    return WinRate(observed, min(low, exact_low), max(high, exact_high))
+    exact_low, exact_high = clopper_pearson(wins, subsets)
+    return WinRate(wins / subsets, min(low, exact_low), max(high, exact_high))
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float]:

@@ -78,13 +78,15 @@ class Checkpoints:
     keep: int = 2
 
     def save(self, state: TrainingState) -> None:
-        """Write one, then drop the oldest beyond `keep`."""
+        """Write one, then drop the oldest beyond `keep`, and later ones: a run goes on from the newest whole one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         content = safetensors.torch.save(dict(state.tensors))
         body = {"round": state.round, "tensors_sha256": hashlib.sha256(content).hexdigest(), "history": state.history}
         files.write(self._tensors(state.round), content)
         files.write(self._record(state.round), json.dumps({"sha256": _digest(body), **body}).encode())
-        for number in self.rounds()[: -self.keep]:
+        numbers = self.rounds()
+        later = [number for number in numbers if number > state.round]
+        for number in [*numbers[: len(numbers) - len(later)][: -self.keep], *later]:
             self._record(number).unlink(missing_ok=True)
             self._tensors(number).unlink(missing_ok=True)
 
@@ -93,7 +95,7 @@ class Checkpoints:
         for number in reversed(self.rounds()):
             try:
                 return self._load(number)
-            except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+            except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
                 warnings.warn(
                     f"the checkpoint {self._record(number)} is damaged ({error}); the one before it is used instead",
                     stacklevel=2,

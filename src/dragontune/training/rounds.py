@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from dragontune.algorithms.base import Algorithm
@@ -14,6 +15,11 @@ from dragontune.data import Rows
 from dragontune.seeding import Key
 from dragontune.training import guard
 from dragontune.training.checkpoint import Record
+
+
+def plain() -> Accelerator:
+    """One that leaves gradients as they are, whatever ACCELERATE_* variables or a launcher's defaults say."""
+    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +36,7 @@ class Rounds:
     batch: int
     micro_batch: int
     max_norm: float
-    accelerator: Accelerator = field(default_factory=lambda: Accelerator())
+    accelerator: Accelerator = field(default_factory=plain)
 
     def __call__(self, number: int) -> Record:
         """Do round `number` (from 0; its record counts from 1) and say how it went.
