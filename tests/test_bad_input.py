@@ -11,7 +11,7 @@ import soundfile
 
 from dragontune import cli
 from dragontune.training.run_folder import RunFolder
-from runs import make_workplace
+from small_runs import make_workplace
 
 
 @pytest.fixture(scope="module")

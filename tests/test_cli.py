@@ -10,7 +10,7 @@ import pytest
 
 from dragontune import cli
 from dragontune.evaluation import evaluate as evaluation
-from runs import make_workplace
+from small_runs import make_workplace
 
 METRICS = {"prompts", "rewards", "seconds", "package_versions", "seed"}
 REWARD = {"scope", "target", "before", "after", "win_rate", "win_rate_ci95"}

@@ -14,7 +14,7 @@ from dragontune.training.rounds import deal
 from dragontune.training.run_folder import RunFolder
 from dragontune.training.tracking import Log
 from fakes import Pitch, Tones
-from runs import TOY_PROMPTS, run_toy, toy_dragon
+from small_runs import TOY_PROMPTS, run_toy, toy_dragon
 
 LOOP = Loop(rounds=4, pairs=8, updates=2, batch=8, lr=1e-3, max_norm=1.0, sample_every=2, sample_count=2)
 

@@ -12,7 +12,7 @@ import pytest
 
 from dragontune.training.loop import Loop
 from dragontune.training.run_folder import RunFolder
-from runs import make_workplace, run_toy
+from small_runs import make_workplace, run_toy
 
 LOOP = Loop(rounds=30, pairs=4, updates=2, batch=4, lr=1e-3, max_norm=1.0)
 

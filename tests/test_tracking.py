@@ -9,7 +9,7 @@ from dragontune.training.loop import Loop
 from dragontune.training.progress import Bars, Lines
 from dragontune.training.run_folder import RunFolder
 from dragontune.training.tracking import TensorBoard, Tracker, Trackio, Wandb
-from runs import TOY_PROMPTS, toy_dragon
+from small_runs import TOY_PROMPTS, toy_dragon
 
 
 def test_every_round_is_told(tmp_path):
