@@ -66,5 +66,3 @@ def run_toy(folder: RunFolder, loop: Loop) -> bytes:
     loop.run(algorithm, TOY_PROMPTS, folder)
     folder.save_adapter(algorithm.generator)
     return (folder.adapter / "adapter_model.safetensors").read_bytes()
-
-

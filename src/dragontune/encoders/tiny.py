@@ -87,9 +87,7 @@ class TinyClapModel(ModelMixin, ConfigMixin):
         """The audio tower from log-mel spectrograms on."""
         return functional.normalize(self.audio(mel).transpose(1, 2), dim=2)
 
-    def text_vectors(
-        self, tokens: Int[Tensor, " n tokens"], mask: Int[Tensor, " n tokens"]
-    ) -> Float[Tensor, " n dim"]:
+    def text_vectors(self, tokens: Int[Tensor, " n tokens"], mask: Int[Tensor, " n tokens"]) -> Float[Tensor, " n dim"]:
         """A unit vector for each text; `mask` is 1 where the token is real."""
         tokens, mask = tokens[:, : self.config["text_length"]], mask[:, : self.config["text_length"]]
         hidden = self.text(self.words(tokens) + self.places[: tokens.shape[1]], src_key_padding_mask=mask == 0)

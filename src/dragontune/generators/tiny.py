@@ -213,10 +213,10 @@ class TinyDiT(ModelMixin, ConfigMixin):
         mask: Int[Tensor, " n tokens"],
     ) -> Float[Tensor, " n channels frames"]:
         """D(x; sigma) with EDM's preconditioning: the estimate of the clean latents."""
-        total = (sigma.square() + self.config["sigma_data"]**2)[:, None, None]
+        total = (sigma.square() + self.config["sigma_data"] ** 2)[:, None, None]
         s = sigma[:, None, None]
         output = self(noisy / total.sqrt(), sigma.log() / 4, text, mask)
-        return self.config["sigma_data"]**2 / total * noisy + s * self.config["sigma_data"] / total.sqrt() * output
+        return self.config["sigma_data"] ** 2 / total * noisy + s * self.config["sigma_data"] / total.sqrt() * output
 
 
 class TinyMusicPipeline(DiffusionPipeline):
