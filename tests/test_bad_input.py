@@ -65,6 +65,11 @@ def edited(folder, old, new):
         ("beta: 50", "beta: -1", ["beta", "-1"]),
         ("steps: 3", "steps: 0", ["steps", "0"]),
         ("rank: 2", "rank: -2", ["rank", "-2"]),
+        ("rank: 2", "rank: 100000", ["rank", "4096", "100000"]),
+        ("steps: 3", "steps: 9999999", ["steps", "10000", "9999999"]),
+        ("SetFrechet", "os.path.join", ["reward", "kind of Reward", "os.path.join"]),
+        ("SetFrechet", "nowhere.Quiet", ["reward", "nowhere.Quiet", "cannot be imported"]),
+        ("class_path: TinyClap", "class_path: Vendi", ["another kind of class", "Vendi"]),
         ("count: 4", "count: -4", ["count", "-4"]),
         ("pairs: 6", "pairs: 1", ["loop.pairs", "SetFrechet", "1"]),
         ("subset: 3", "subset: 1", ["subset", "1"]),
@@ -102,6 +107,14 @@ def test_a_bad_recipe(workplace, capsys, old, new, words):
         (["tune", "prompts.txt"], ["prompts.txt", "fields"]),
         (["tune", "recipe.yaml", "--loop.roundz", "3"], ["roundz", "did you mean rounds?"]),
         (["tune", "recipe.yaml", "--loop.rounds", "x"], ["loop.rounds", "x"]),
+        (["tune", "recipe.yaml", "--loop.rounds"], ["a value after --loop.rounds", "nothing"]),
+        (["tune", "recipe.yaml", "--loop", "3"], ["a value of type int"]),
+        (["tune", "hollow.yaml"], ["hollow.yaml", "nothing"]),
+        (["score", "real", "--reward", "other.yaml"], ["reward", "class_path"]),
+        (["reference", "real", "--encoder", "vendi", "--out", "r.safetensors"], ["another kind of class", "Vendi"]),
+        (["generate", "--model", "music", "--prompt", "x", "--out", "c", "--scale", "2"], ["--adapter", "--scale 2"]),
+        (["generate", "--model", "music", "--prompt", "x", "--out", "prompts.txt"], ["prompts.txt", "a file"]),
+        (["generate", "--model", "music", "--prompt", "x", "--out", "prompts.txt/c"], ["prompts.txt/c", "a file"]),
         (["tune", "recipe.yaml", "--reume"], ["--reume"]),
         (["generate", "--model", "music", "--out", "clips"], ["--prompt"]),
         (["generate", "--prompt", "x", "--out", "clips"], ["--model"]),
@@ -123,9 +136,17 @@ def test_a_bad_recipe(workplace, capsys, old, new, words):
     ],
 )
 def test_bad_arguments(workplace, capsys, arguments, words):
+    (workplace / "hollow.yaml").write_text("")
+    (workplace / "other.yaml").write_text("kind: 1\n")
     sentence = refused(capsys, *arguments)
     for word in words:
         assert word in sentence
+
+
+def test_a_slip_in_generate_leaves_no_folder_behind(workplace, capsys):
+    for slip in (["--model", "nowhere"], ["--model", "music", "--adapter", "real"]):
+        refused(capsys, "generate", "--prompt", "x", "--out", "clips", *slip)
+        assert not (workplace / "clips").exists()
 
 
 def spoil(folder, kind):

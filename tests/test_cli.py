@@ -187,6 +187,28 @@ def test_doctor_runs_nothing(workplace, capsys):
     assert sorted(workplace.rglob("*")) == before
 
 
+def test_the_cost_of_an_item_is_not_that_of_opening_the_exemplars():
+    opened = []
+
+    class Slow(InstanceReward):
+        def encode(self, samples):
+            if not opened:
+                opened.append(time.sleep(0.5))
+            return samples.latents.flatten(1)
+
+        def score(self, features):
+            return features.sum(1)
+
+    seconds = rehearse(Toy(), Slow(), ["left", "right"])
+    assert opened
+    assert seconds.encode < 0.2
+
+
+def test_evaluate_into_a_file(workplace, capsys):
+    assert cli.run(["evaluate", "runs/recipe", "--out", "prompts.txt"]) == 2
+    assert "prompts.txt, which is or lies in a file" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_in_the_evaluation(workplace, monkeypatch, capsys, number):
     """The adapter is there, the exit code says resumable, and resuming does only what is left."""

@@ -140,6 +140,8 @@ def _evaluate(argv: list[str]) -> None:
     options.add_argument("--prompts", metavar="FILE", help="one prompt a line (default: the recipe's)")
     options.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: RUN/report)")
     given, overrides = options.parse_known_args(argv)
+    if not (given.run / "recipe.yaml").is_file():
+        raise InputError(f"expected the folder of a run, got {given.run} without recipe.yaml in it; check the path")
     recipe, _, _ = _read_recipe(given.run / "recipe.yaml", overrides)
     from dragontune.commands.evaluate import evaluate
 

@@ -71,6 +71,10 @@ class Transition(Rows):
         return (-0.5 * z**2 - std.log() - 0.5 * log(2 * pi)).flatten(1).sum(1)
 
 
+MOST_STEPS = 10_000
+"""Nobody needs more, so a larger number is a slip."""
+
+
 @dataclass(frozen=True)
 class Sampler:
     """Walk from noise to clean latents.
@@ -91,8 +95,8 @@ class Sampler:
     plus_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InputError(f"a sampler needs steps of 1 or more, got {self.steps}")
+        if not 1 <= self.steps <= MOST_STEPS:
+            raise InputError(f"expected sampler steps from 1 to {MOST_STEPS}, got {self.steps}; 12 to 40 are usual")
         if self.order not in (1, 2):
             raise InputError(f"a sampler's order is 1 or 2, got {self.order}")
         if not self.eta >= 0:
@@ -100,7 +104,7 @@ class Sampler:
         if self.order == 2 and self.eta != 0:
             raise InputError(f"second-order sampling is deterministic, got eta {self.eta}: set eta 0, or order 1")
         if not 0 <= self.guidance < inf:
-            raise InputError(f"guidance is a finite number of 0 or more (1: off), got {self.guidance}")
+            raise InputError(f"expected a finite guidance of 0 or more, got {self.guidance}; 1 turns it off, 2 to 7 are usual")
         if not 0 <= self.plus <= 1:
             raise InputError(f"plus is a number in [0, 1], got {self.plus}")
         if any(not 0 <= step < self.steps for step in self.plus_steps):

@@ -66,7 +66,7 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < float("inf"):
-            raise InputError(f"beta is a finite number above 0, got {self.beta}")
+            raise InputError(f"expected a finite beta above 0, got {self.beta}; 50 is a start")
         for name, value in (("reference_share", self.reference_share), ("condition_dropout", self.condition_dropout)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is a probability in [0, 1], got {value}")

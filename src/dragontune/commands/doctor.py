@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,12 +84,16 @@ def _denoise(algorithm: Algorithm[Any, Any], prompts: list[str], items: int = 4)
 
     with torch.no_grad():
         generator.denoise(noise, t, condition)  # the first call warms up
-        start = time.perf_counter()
-        generator.denoise(noise, t, condition).sum().item()
-        seconds = time.perf_counter() - start
+        seconds = min(_seconds(lambda: generator.denoise(noise, t, condition).sum().item()) for _ in range(3))
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         generator.denoise(noise, t, condition)
     return Denoising(seconds / items, saved // items)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def _time(recipe: Recipe, algorithm: Algorithm[Any, Any], call: Denoising, item: Seconds) -> str:

@@ -7,6 +7,7 @@ from dragontune.commands.recipe import Recipe
 from dragontune.errors import InputError, InterruptedRun
 from dragontune.evaluation.evaluate import Evaluation
 from dragontune.evaluation.evaluate import evaluate as compare
+from dragontune.training import files
 from dragontune.training.progress import reporter
 from dragontune.training.run_folder import RunFolder
 
@@ -25,10 +26,10 @@ def evaluate(run: Path, recipe: Recipe, prompts: str | None, out: Path | None) -
         raise InputError(f"expected prompts to compare on, got none in the recipe of {run}; add --prompts FILE")
     if prompts:
         evaluation = replace(evaluation, prompts=prompts)
+    target = out or folder.report
+    files.make_folder(target)
     algorithm = recipe.build()
     algorithm.generator.load_adapter(str(folder.adapter))
-    target = out or folder.report
-    target.mkdir(parents=True, exist_ok=True)
     try:
         with reporter() as report:
             compare(

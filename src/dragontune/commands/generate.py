@@ -35,8 +35,14 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 10:
             raise InputError(f"expected --scale from 0 (untuned) to 10, got {self.scale}; 1 is as tuned")
+        if self.adapter is None and self.scale not in (0, 1):
+            raise InputError(f"expected --adapter with --scale {self.scale:g}, got none; name a run, or leave --scale out")
         if self.seed < 0:
             raise InputError(f"expected --seed of 0 or more, got {self.seed}; choose another")
+
+    def text(self) -> str:
+        """The request as it is stored beside the clips."""
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
     def generator(self) -> Generator:
         """The model, with the adapter of a run folder or of a folder in peft's format."""
@@ -54,8 +60,9 @@ def generate(request: Request, out: Path) -> None:
         InputError: `out` holds something else.
         InterruptedRun: Ctrl-C or SIGTERM; what is written is whole.
     """
-    _claim(request, out)
+    _check(request, out)
     generator = request.generator()
+    _claim(request, out)
     items = [Item(out / f"{file_name(i, prompt)}.flac", prompt) for i, prompt in enumerate(request.prompts)]
     media.write_table(out, items)
     try:
@@ -79,15 +86,21 @@ def _clip(request: Request, generator: Generator, number: int) -> Audio:
     return media
 
 
-def _claim(request: Request, out: Path) -> None:
-    settings = json.dumps(asdict(request), indent=2, sort_keys=True) + "\n"
-    out.mkdir(parents=True, exist_ok=True)
+def _check(request: Request, out: Path) -> None:
+    """Whether the clips may be written to `out`; nothing is written yet."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"expected a folder for the clips, got {out}, which is a file; choose another --out")
     marker = out / SETTINGS
-    if marker.exists() and marker.read_text() == settings:
+    if not out.exists() or (marker.exists() and marker.read_text() == request.text()):
         return
     if any(not entry.name.startswith(".") for entry in out.iterdir()):
         raise InputError(f"expected an empty or new folder, got {out}, which holds other files; choose another --out")
-    files.write(marker, settings.encode())
+
+
+def _claim(request: Request, out: Path) -> None:
+    """Take the folder, which `_check` allowed, for this request."""
+    files.make_folder(out)
+    files.write(out / SETTINGS, request.text().encode())
 
 
 def _warn_if_inaudible(request: Request, generator: Generator) -> None:

@@ -26,7 +26,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"expected YAML in {path}, got {' '.join(str(error).split())}; correct it") from error
     if not isinstance(content, dict):
-        raise InputError(f"expected fields with values in {path}, got {str(content)[:40]!r}; correct it")
+        got = "nothing" if content is None else str(content)[:40]
+        raise InputError(f"expected fields with values in {path}, got {got}; correct it")
     return content
 
 
@@ -42,7 +43,20 @@ def sentence(text: str) -> str:
     if found := re.search(r"arguments are required: ([\w., -]+)", text):
         return f"expected {found[1].strip()} in {place}, got nothing; add it"
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
+        if found[1] in _classes():
+            return f"expected another kind of class in {place}, got {found[1]}; look up which classes fit there"
         return f"expected the name of a class in {place}, got {found[1]}{near(found[1], _classes())}"
+    if found := re.search(r"argument --(\S+): expected one argument", text):
+        return f"expected a value after --{found[1]}, got nothing; add it"
+    if found := re.search(r"Problem with given class_path '([^']+)': (.*)", text):
+        name, cause = found[1], found[2]
+        return f"expected the name of a class in {place}, got {name}, which cannot be imported ({cause}); correct it"
+    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
+        return f"expected the name of a kind of {found[2]} in {place}, got {found[1]}, which is none; correct it"
+    if re.search(r"Expected an instantiatable class, but \S+ is abstract", text):
+        return f"expected the name of a class in {place}, got none; add class_path: and the name"
+    if found := re.search(r"argument after \*\* must be a mapping, not (\w+)", text):
+        return f"expected fields with values in every part of {place}, got a value of type {found[1]}; correct it"
     if found := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", text):
         return f"expected a value of type {found[1]} in {place}, got {found[2]}; correct it"
     return f"expected a valid value in {place}, got another: {text[:300]}; correct it"

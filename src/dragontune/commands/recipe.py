@@ -83,7 +83,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Seconds:
-    """What one item costs, measured on a few."""
+    """What one item costs, measured on a few, once everything is loaded."""
 
     decode: float
     encode: float
@@ -99,6 +99,8 @@ def rehearse(generator: Generator, reward: Reward, prompts: Sequence[str]) -> Se
     asked = tuple(prompts[i % len(prompts)] for i in range(count))
     latents = 0.5 * Key(0).fold("rehearsal").normal(range(count), generator.latent_shape).to(generator.device)
     with torch.no_grad():
+        media = generator.decode(latents) if reward.needs_media else None
+        reward(Samples(asked, latents, media))  # loads the encoder and embeds the exemplars, which is done once a run
         start = time.perf_counter()
         media = generator.decode(latents) if reward.needs_media else None
         decoded = time.perf_counter()

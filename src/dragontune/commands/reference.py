@@ -12,7 +12,7 @@ def reference(exemplars: str, encoder: Encoder, out: Path) -> None:
     """Embed a folder of audio or a file of captions and write `out`."""
     if out.suffix != ".safetensors":
         raise InputError(f"expected --out to end in .safetensors, got {out}; rename it")
+    files.make_folder(out.parent)
     found = open_reference(encoder, exemplars)
-    out.parent.mkdir(parents=True, exist_ok=True)
     files.make(out, found.save)
     print(f"{out}: {found.items} items ({found.modality}), {found.count} frames, encoder {found.encoder}.")

@@ -21,8 +21,9 @@ def score(folder: Path, reward: Reward, prompts: str | None, as_json: bool) -> N
     if as_json:
         print(json.dumps(result, indent=2))
         return
-    table = Table(title=f"{result['reward']} of {result['count']} files (higher is better)")
-    table.add_column("file", overflow="fold")
+    title = f"{result['reward']} of {result['count']} files (higher is better)"
+    table = Table(title=title, min_width=len(title))
+    table.add_column("files" if result["scope"] == "set" else "file", overflow="fold")
     table.add_column("score", justify="right")
     for row in result.get("files", []):
         table.add_row(row["file"], f"{row['score']:.6g}")

@@ -27,6 +27,10 @@ PREFIX = "base_model.model."  # what a PeftModel puts before the names of the ne
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
+LARGEST_RANK = 4096
+"""More than the width of the layers of any model of today, so it can only be a slip."""
+
+
 @dataclass(frozen=True)
 class Lora:
     """The change of a linear layer is `alpha / rank` times an up- and a down-projection; it starts at zero.
@@ -43,8 +47,8 @@ class Lora:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"expected a LoRA rank of at least 1, got {self.rank}; set lora.rank")
+        if not 1 <= self.rank <= LARGEST_RANK:
+            raise InputError(f"expected a LoRA rank from 1 to {LARGEST_RANK}, got {self.rank}; set lora.rank")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise InputError(f"expected a positive LoRA alpha, got {self.alpha}; set lora.alpha")
 

@@ -7,6 +7,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dragontune.errors import InputError
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -58,6 +60,18 @@ def recover_folder(path: Path) -> None:
         old.rename(path)
     for folder in (beside, old):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder, unless it is there.
+
+    Raises:
+        InputError: something else is there, or on the way.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"expected a folder, got {path}, which is or lies in a file; choose another --out") from error
 
 
 def flush_folder(path: Path) -> None:
