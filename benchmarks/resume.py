@@ -9,8 +9,8 @@ from hashlib import sha256
 from pathlib import Path
 
 RECIPE = "recipes/smoke.yaml"
-LONG = ["--loop.rounds", "8", "--loop.sample_every", "4", "--evaluation", "null"]
-KILLS = 10
+KILLS, ROUNDS = 10, 24
+LONG = ["--loop.rounds", str(ROUNDS), "--loop.sample_every", "6", "--evaluation", "null"]
 
 
 def start(out: Path, *more: str) -> subprocess.Popen[str]:
@@ -24,6 +24,11 @@ def adapter(out: Path) -> str:
     return sha256((out / "adapter" / "adapter_model.safetensors").read_bytes()).hexdigest()
 
 
+def newest(out: Path) -> int:
+    """The last round that has a checkpoint."""
+    return max((int(path.stem.removeprefix("round-")) for path in out.glob("checkpoints/round-*.json")), default=0)
+
+
 def main() -> None:
     """Print both digests; exit 1 if they differ."""
     moments = random.Random(0)
@@ -31,20 +36,16 @@ def main() -> None:
         whole, killed = Path(scratch, "whole"), Path(scratch, "killed")
         began = time.monotonic()
         assert start(whole).wait() == 0
-        length = time.monotonic() - began
-        done, kills = False, 0
-        while kills < KILLS:
-            process = start(killed, *(["--resume"] if killed.exists() else []))
-            time.sleep(moments.uniform(0.25, 0.75) * length)
-            if process.poll() is None:
-                process.kill()
-                kills += 1
-                states = sorted(path.stem for path in killed.glob("checkpoints/round-*.json"))
-                print(f"kill {kills}: states {states}", flush=True)
-            elif process.returncode == 0 and not done:
-                done = True
-                print("the killed run is complete; further kills hit a finished run", flush=True)
+        length = (time.monotonic() - began) / ROUNDS
+        for number, after in enumerate(sorted(moments.choices(range(ROUNDS - 1), k=KILLS))):
+            process = start(killed, "--resume")
+            while newest(killed) < after and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(moments.uniform(0, 1.5 * length))
+            assert process.poll() is None, "it ended before it could be killed"
+            process.kill()
             process.wait()
+            print(f"kill {number + 1}: after round {newest(killed)}", flush=True)
         assert start(killed, "--resume").wait() == 0
         a, b = adapter(whole), adapter(killed)
     print(f"uninterrupted {a}\nkilled {KILLS}x   {b}\n{'the same bytes' if a == b else 'DIFFERENT'}")
