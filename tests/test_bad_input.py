@@ -108,7 +108,7 @@ def test_a_bad_recipe(workplace, capsys, old, new, words):
         (["tune", "recipe.yaml", "--loop.roundz", "3"], ["roundz", "did you mean rounds?"]),
         (["tune", "recipe.yaml", "--loop.rounds", "x"], ["loop.rounds", "x"]),
         (["tune", "recipe.yaml", "--loop.rounds"], ["a value after --loop.rounds", "nothing"]),
-        (["tune", "recipe.yaml", "--loop", "3"], ["a value of type int"]),
+        (["tune", "recipe.yaml", "--loop", "3"], ["fields with values", "loop"]),
         (["tune", "hollow.yaml"], ["hollow.yaml", "nothing"]),
         (["score", "real", "--reward", "other.yaml"], ["reward", "class_path"]),
         (["reference", "real", "--encoder", "vendi", "--out", "r.safetensors"], ["another kind of class", "Vendi"]),

@@ -9,7 +9,10 @@ import time
 import pytest
 
 from dragontune import cli
+from dragontune.commands.recipe import rehearse
 from dragontune.evaluation import evaluate as evaluation
+from dragontune.rewards.base import InstanceReward
+from dragontune.testing import Toy
 from small_runs import make_workplace
 
 METRICS = {"prompts", "rewards", "seconds", "package_versions", "seed"}

@@ -104,7 +104,7 @@ class Sampler:
         if self.order == 2 and self.eta != 0:
             raise InputError(f"second-order sampling is deterministic, got eta {self.eta}: set eta 0, or order 1")
         if not 0 <= self.guidance < inf:
-            raise InputError(f"expected a finite guidance of 0 or more, got {self.guidance}; 1 turns it off, 2 to 7 are usual")
+            raise InputError(f"expected a finite guidance of 0 or more, got {self.guidance}; 1 turns it off")
         if not 0 <= self.plus <= 1:
             raise InputError(f"plus is a number in [0, 1], got {self.plus}")
         if any(not 0 <= step < self.steps for step in self.plus_steps):

@@ -36,7 +36,7 @@ class Request:
         if not 0 <= self.scale <= 10:
             raise InputError(f"expected --scale from 0 (untuned) to 10, got {self.scale}; 1 is as tuned")
         if self.adapter is None and self.scale not in (0, 1):
-            raise InputError(f"expected --adapter with --scale {self.scale:g}, got none; name a run, or leave --scale out")
+            raise InputError(f"expected --adapter with --scale {self.scale:g}, got none; name a run or drop --scale")
         if self.seed < 0:
             raise InputError(f"expected --seed of 0 or more, got {self.seed}; choose another")
 

@@ -33,7 +33,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def sentence(text: str) -> str:
     """What jsonargparse found wrong, in one sentence."""
-    place = ".".join(re.findall(r'Parser key "([\w.]+)"', text)) or "the recipe"
+    place = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text))) or "the recipe"
     if found := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", text):
         name = found[1] or found[2]
         return f"expected a known field in {place}, got {name}{near(name, _fields())}"
@@ -57,6 +57,8 @@ def sentence(text: str) -> str:
         return f"expected the name of a class in {place}, got none; add class_path: and the name"
     if found := re.search(r"argument after \*\* must be a mapping, not (\w+)", text):
         return f"expected fields with values in every part of {place}, got a value of type {found[1]}; correct it"
+    if found := re.search(r"Unable to load config ['\"](.*?)['\"]", text):
+        return f"expected fields with values in {place}, got {found[1]}; correct it"
     if found := re.search(r"Expected an? <class '(\w+)'>\. Got value: (.*?)(?:\. Got value|$)", text):
         return f"expected a value of type {found[1]} in {place}, got {found[2]}; correct it"
     return f"expected a valid value in {place}, got another: {text[:300]}; correct it"
