@@ -213,8 +213,10 @@ def test_evaluate_into_a_file(workplace, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_in_the_evaluation(workplace, monkeypatch, capsys, number):
+def test_interrupted_in_the_evaluation(workplace, monkeypatch, capsys, request, number):
     """The adapter is there, the exit code says resumable, and resuming does only what is left."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores Ctrl-C
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     make, out = evaluation.Making.make, f"runs/stopped-{number}"
 
     def interrupted(self, *arguments):

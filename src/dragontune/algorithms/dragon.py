@@ -122,9 +122,7 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
         anchor = self.preference.anchor(*(torch.cat(column) for column in zip(*implicit, strict=True)))
         return replace(prepared, anchor=anchor.expand(len(t)))
 
-    def loss(  # pyright: ignore[reportIncompatibleMethodOverride] - it is given what `prepare` returned
-        self, batch: Prepared
-    ) -> tuple[Float[Tensor, ""], Metrics]:
+    def loss(self, batch: Prepared) -> tuple[Float[Tensor, ""], Metrics]:
         """The preference loss; how often D+ is ahead, the implicit rewards and their size (saturated from about 5)."""
         positive, negative = self._implicit(batch)
         loss = self.preference.losses(positive, negative, batch.anchor).mean()
