@@ -33,9 +33,9 @@ class Brightness(InstanceReward):
 def main() -> None:
     reward = Brightness()
     generator = load("tiny-music", Lora(rank=16))
-    algorithm = Dragon(generator, reward, sampler=Sampler(steps=12, guidance=2.0), beta=50)
+    algorithm = Dragon(generator, reward, sampler=Sampler(steps=5, guidance=2.0), beta=50)
     prompts = Evaluation("tiny-music/prompts/train.txt", count=400).read()
-    history = Loop(rounds=8, lr=1e-5, max_norm=1.0).run(algorithm, prompts)
+    history = Loop(rounds=8, lr=3e-4, max_norm=1.0).run(algorithm, prompts)
 
     watched = {"prompt alignment": Alignment(TinyClap())}
     evaluation = Evaluation("tiny-music/prompts/test.txt", count=60, subset=20, subsets=50, rewards=watched)
