@@ -8,14 +8,14 @@ Small folders are far from everything, themselves included: compare folders of s
 import sys
 
 from dragontune import TinyClap
-from dragontune.distances.frechet import frechet
+from dragontune.distances import frechet_distance
 from dragontune.reference import open_reference
 
 
 def main(first: str, second: str) -> None:
     encoder = TinyClap()
     one, other = (open_reference(encoder, folder) for folder in (first, second))
-    distance = frechet(one.mean, one.covariance, other.mean, other.covariance)
+    distance = frechet_distance(one.gaussian, other.gaussian)
     print(f"{one.items} and {other.items} items, Fréchet distance in {encoder.name}: {float(distance):.3f}")
 
 

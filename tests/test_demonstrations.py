@@ -1,7 +1,7 @@
 """Dividing generations into D+ and D-, against pairwise selection and brute force."""
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from dragontune.data import Samples
 from dragontune.demonstrations import contrast, divide
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.reference import Reference
-from dragontune.rewards.base import DistributionReward, InstanceReward, Reward
+from dragontune.rewards.base import DistributionReward, Features, InstanceReward, Reward
 from dragontune.rewards.combine import Sum
 from dragontune.rewards.diversity import Vendi
 from dragontune.rewards.frechet import SetFrechet, SongFrechet
@@ -105,6 +105,19 @@ class Recorded(DistributionReward[Tensor]):
         return value
 
 
+@dataclass(frozen=True)
+class Plain(DistributionReward[Features]):
+    """Another reward without what it knows of exchanges."""
+
+    inner: DistributionReward
+
+    def encode(self, samples: Samples) -> Features:
+        return self.inner.encode(samples)
+
+    def score(self, features: Features) -> Tensor:
+        return self.inner.score(features)
+
+
 @pytest.mark.parametrize("name", ["frechet", "vendi"])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_exchange_against_brute_force(name: str, seed: int):
@@ -132,7 +145,8 @@ def test_passes_stop_when_nothing_is_accepted():
     seen: list[float] = []
     division = divide(Recorded(MeanHeight(), seen), torch.arange(8.0), ["p"] * 8, Key(0), passes=100)
     assert division.accepted == 0
-    assert len(seen) == 2 + 4
+    assert len(seen) == 2 + 1 + 4
+    assert division.asked == 4
     assert torch.equal(division.positive, torch.arange(4, 8))
 
 
@@ -163,9 +177,60 @@ def test_too_few_for_a_set_reward():
         contrast(SETS["frechet"], points(1, 0), points(1, 1), Key(0))
 
 
-def test_unpaired_needs_an_instance_reward():
-    with pytest.raises(InputError, match="paired"):
-        contrast(SETS["vendi"], points(4, 0), points(4, 1), Key(0), pairing="unpaired")
+@pytest.mark.parametrize("name", ["frechet", "vendi", "mean"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_best_improvement_ends_where_no_pair_helps(name: str, seed: int):
+    reward, n = SETS[name], 9
+    first, second = points(n, seed), points(n, seed + 50)
+    features = reward.encode(Samples.join([first, second]))
+    division = divide(reward, features, first.prompts * 2, Key(seed), search="best")
+    reached = reward.score(features[division.positive]).item()
+    rows = torch.arange(n)
+    scores = [reward.score(features[rows + n * torch.tensor(choice)]).item() for choice in product((0, 1), repeat=n)]
+    assert reached <= max(scores) + 1e-12
+    assert reached > max(scores[0], scores[-1])
+    assert torch.equal(division.positive % n, rows)
+    for i in range(n):
+        other = division.positive.clone()
+        other[i] = division.negative[i]
+        assert reward.score(features[other]).item() <= reached + 1e-9
+
+
+@pytest.mark.parametrize("name", ["frechet", "vendi", "mean"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_pool_of_all_items_against_brute_force(name: str, seed: int):
+    """No exchange of any two helps at the end; never above the best of all sets of n out of 2n; at least the pairs'."""
+    reward, n = SETS[name], 5
+    first, second = points(n, seed), points(n, seed + 50)
+    features = reward.encode(Samples.join([first, second]))
+    pool = divide(reward, features, first.prompts * 2, Key(seed), pairing="unpaired")
+    reached = reward.score(features[pool.positive]).item()
+    best = max(reward.score(features[torch.tensor(rows)]).item() for rows in combinations(range(2 * n), n))
+    assert reached <= best + 1e-12
+    assert sorted(torch.cat([pool.positive, pool.negative]).tolist()) == list(range(2 * n))
+    for i, j in product(range(n), repeat=2):
+        other = pool.positive.clone()
+        other[i] = pool.negative[j]
+        assert reward.score(features[other]).item() <= reached + 1e-9
+    if name == "mean":
+        assert reached == pytest.approx(best)
+
+
+def test_the_fast_exchanges_choose_what_scoring_from_scratch_chooses():
+    first, second = points(12, 3), points(12, 4)
+    total = Sum({"frechet": SETS["frechet"], "vendi": SETS["vendi"], "height": Height()}, {"frechet": 2.0})
+    for reward in (SETS["frechet"], SETS["vendi"], total):
+        plain = Plain(reward)
+        both = [
+            (
+                contrast(each, first, second, Key(1), passes=3),
+                contrast(each, first, second, Key(1), search="best"),
+                contrast(each, first, second, Key(1), pairing="unpaired"),
+            )
+            for each in (reward, plain)
+        ]
+        for fast, slow in zip(*both, strict=True):
+            assert torch.equal(fast.positive.latents, slow.positive.latents)
 
 
 @pytest.mark.parametrize(

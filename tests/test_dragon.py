@@ -239,7 +239,6 @@ def test_unpaired_demonstrations_are_the_better_half():
         {"condition_dropout": -0.1},
         {"passes": 0},
         {"micro_batch": 0},
-        {"pairing": "unpaired"},
     ],
     ids=str,
 )

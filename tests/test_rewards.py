@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from dragontune.data import Samples
-from dragontune.distances.frechet import frechet
-from dragontune.distances.vendi import vendi
+from dragontune.distances import frechet_distance, vendi_score
 from dragontune.errors import InputError
 from dragontune.reference import Reference
 from dragontune.rewards.alignment import Alignment
@@ -34,7 +33,7 @@ def test_set_frechet_is_the_distance_of_the_pooled_frames():
     encoder = ToyEncoder(frames=3)
     target = reference(encoder)
     pooled = encoder.embed(draw(6, 1)).pooled().double()
-    expected = frechet(pooled.mean(0), torch.cov(pooled.mT), target.mean, target.covariance)
+    expected = frechet_distance((pooled.mean(0), torch.cov(pooled.mT)), target.gaussian)
     assert SetFrechet(encoder, target)(samples()).item() == pytest.approx(-expected.item(), rel=1e-6)
 
 
@@ -49,7 +48,7 @@ def test_song_frechet_is_the_distance_of_each_items_frames():
     target = reference(encoder)
     scores = SongFrechet(encoder, target)(samples())
     for score, frames in zip(scores, encoder.embed(draw(6, 1)).frames.double(), strict=True):
-        expected = frechet(frames.mean(0), torch.cov(frames.mT), target.mean, target.covariance)
+        expected = frechet_distance((frames.mean(0), torch.cov(frames.mT)), target.gaussian)
         assert score.item() == pytest.approx(-expected.item(), rel=1e-6)
 
 
@@ -74,7 +73,7 @@ def test_alignment_is_the_cosine_with_the_prompt():
 
 
 def test_vendi_of_unit_mean_frames():
-    assert Vendi(ToyEncoder(), 2.0)(samples()).item() == pytest.approx(vendi(draw(6, 1), 2.0).item(), rel=1e-6)
+    assert Vendi(ToyEncoder(), 2.0)(samples()).item() == pytest.approx(vendi_score(draw(6, 1), 2.0).item(), rel=1e-6)
     with pytest.raises(InputError):
         Vendi(ToyEncoder(), -1.0)
 

@@ -1,8 +1,8 @@
 """Divide on-policy generations into D+ and D- under a reward of any scope (DRAGON, Bai et al. 2025, algorithm 1).
 
 An instance reward compares the two items of a prompt, or ranks all of them. A reward of a set is raised by exchanging
-elements: begin with the better set and swap a pair whenever that makes the better set better still. Left out: accepting
-by the difference of both sets' rewards.
+elements: begin with the better set and swap whenever that makes the better set better still. Left out: accepting by the
+difference of both sets' rewards.
 """
 
 from collections.abc import Iterator, Sequence
@@ -10,33 +10,51 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from dragontune.data import Demonstrations, Rows, Samples
+from dragontune.distances.swaps import Swaps
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.rewards.base import DistributionReward, Features, InstanceReward, Reward
 from dragontune.seeding import Key
 
 Pairing = Literal["paired", "unpaired"]
+"""`paired`: D+[i] and D-[i] are the two items of prompt i. `unpaired`: the best n of all 2n, whatever their prompts."""
+
+Search = Literal["greedy", "best"]
+"""How the exchanges of a reward of a set are looked for. `greedy`: each pair once, in random order, taken if it is an
+improvement (the paper). `best`: always the one exchange that is the greatest improvement of all."""
+
+ORDINALS = ("first", "second")
+
+MARGIN = 1e-10
+"""An exchange must improve the reward by this share of it: less is rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class Division(Rows):
-    """Row numbers, into both sets one after the other, of D+ and D-, and how many exchanges were accepted."""
+    """Row numbers, into both sets one after the other, of D+ and D-; exchanges accepted and asked about."""
 
     positive: Int[Tensor, " n"]
     negative: Int[Tensor, " n"]
     accepted: int
+    asked: int
 
 
 def contrast(
-    reward: Reward, first: Samples, second: Samples, key: Key, passes: int = 1, pairing: Pairing = "paired"
+    reward: Reward,
+    first: Samples,
+    second: Samples,
+    key: Key,
+    passes: int = 1,
+    pairing: Pairing = "paired",
+    search: Search = "greedy",
 ) -> Demonstrations:
     """Encode two sets of the same prompts and divide them; D+ and D- together hold exactly the items given."""
     both = Samples.join([first, second])
     with torch.no_grad():
-        division = divide(reward, reward.encode(both), both.prompts, key, passes, pairing)
+        division = divide(reward, reward.encode(both), both.prompts, key, passes, pairing, search)
     return Demonstrations(both[division.positive], both[division.negative])
 
 
@@ -47,11 +65,14 @@ def divide(
     key: Key,
     passes: int = 1,
     pairing: Pairing = "paired",
+    search: Search = "greedy",
 ) -> Division:
     """Which of 2n encoded items (first set, then second set) belong to D+ and which to D-.
 
-    `paired`: D+[i] and D-[i] are the two items of prompt i. `unpaired` (instance rewards only): the better half of all
-    items, best first. A tie keeps the order given. `prompts` names the items in errors.
+    For a reward of a set and `paired`, `greedy` goes over the pairs `passes` times at most, until a pass accepts
+    nothing; `best`, and `unpaired` in any case, go on until no exchange is an improvement. An instance reward needs no
+    search: `unpaired` is the better half of all items, best first. A tie keeps the order given. `prompts` names the
+    items in errors.
 
     Raises NonFiniteError where a reward is not finite, InputError where there are too few items for the reward.
     """
@@ -63,53 +84,121 @@ def divide(
     match reward:
         case InstanceReward() if pairing == "unpaired":
             ranks = _instance_scores(reward, features, prompts).argsort(descending=True, stable=True)
-            return Division(ranks[:n], ranks[n:], int((ranks[:n] >= n).sum()))
+            return Division(ranks[:n], ranks[n:], int((ranks[:n] >= n).sum()), 2 * n)
         case InstanceReward():
             scores = _instance_scores(reward, features, prompts)
             swap = scores[n:] > scores[:n]
-            return _division(swap, int(swap.sum()))
-        case DistributionReward() if pairing == "paired":
-            return _exchange(reward, features, prompts, key, passes)
+            rows = torch.arange(n)
+            positive, negative = torch.where(swap, rows + n, rows), torch.where(swap, rows, rows + n)
+            return Division(positive, negative, int(swap.sum()), n)
+        case DistributionReward() if n == 0:
+            return Division(torch.arange(0), torch.arange(0), 0, 0)
         case DistributionReward():
-            raise InputError(f"unpaired ranks single items, but {type(reward).__name__} scores sets: use paired")
+            return _exchange(reward, features, prompts, key, passes, pairing, search)
         case _:
             raise TypeError(f"{type(reward).__name__} must be an InstanceReward or a DistributionReward")
 
 
 def _exchange(
-    reward: DistributionReward, features: Features, prompts: Sequence[str], key: Key, passes: int
+    reward: DistributionReward,
+    features: Features,
+    prompts: Sequence[str],
+    key: Key,
+    passes: int,
+    pairing: Pairing,
+    search: Search,
 ) -> Division:
-    """Greedy exchange in random order, until a pass accepts nothing or `passes` are done. Only D+ is scored."""
+    """Beginning with the better set. Only D+ is scored."""
     n = len(prompts) // 2
-    if n == 0:
-        return _division(torch.zeros(0, dtype=torch.bool), 0)
-    rows = torch.arange(n)
-    first, second = reward.score(features[rows]).item(), reward.score(features[rows + n]).item()
-    for name, value in (("first", first), ("second", second)):
-        if value != value or abs(value) == float("inf"):
-            raise NonFiniteError(
-                f"{type(reward).__name__} of the {name} set is {value}: {_suspects(features, prompts)}"
-            )
-    swap = torch.full((n,), second > first)
-    best, accepted = max(first, second), 0
+    rows = torch.arange(2 * n)
+    halves = rows.chunk(2)
+    scores = [_set_score(reward, features, prompts, half, name) for half, name in zip(halves, ORDINALS, strict=True)]
+    if scores[1] > scores[0]:
+        rows = torch.cat(halves[::-1])
+    swaps = reward.swaps(features[rows[:n]], features[rows[n:]])
+    if pairing == "unpaired":
+        accepted, asked = _best_of_pool(swaps)
+    elif search == "best":
+        accepted, asked = _best_of_pairs(swaps)
+    else:
+        accepted, asked = _greedy(swaps, key, passes)
+    return Division(rows[swaps.members], rows[swaps.candidates], accepted, asked)
+
+
+def _greedy(swaps: Swaps, key: Key, passes: int) -> tuple[int, int]:
+    """Each pair in random order, until a pass accepts nothing or `passes` are done."""
+    n, accepted, asked = len(swaps.members), 0, 0
+    value = swaps.value
     for number in range(passes):
         before = accepted
         for i in key.fold("pass", number).permutation(n).tolist():
-            swap[i] = ~swap[i]
-            trial = reward.score(features[torch.where(swap, rows + n, rows)]).item()
-            if trial > best:
-                best, accepted = trial, accepted + 1
-            else:
-                swap[i] = ~swap[i]
+            trial = swaps.pairs(i, i).item()
+            asked += 1
+            if _improves(trial, value):
+                swaps.accept(i, i)
+                value, accepted = trial, accepted + 1
         if accepted == before:
             break
-    return _division(swap, accepted)
+    return accepted, asked
 
 
-def _division(swap: Bool[Tensor, " n"], accepted: int) -> Division:
-    rows = torch.arange(len(swap))
-    n = len(swap)
-    return Division(torch.where(swap, rows + n, rows), torch.where(swap, rows, rows + n), accepted)
+def _best_of_pairs(swaps: Swaps) -> tuple[int, int]:
+    """The best of all pairs, again and again, until none is an improvement."""
+    n, accepted, asked = len(swaps.members), 0, 0
+    value = swaps.value
+    while True:
+        trials = swaps.pairs(torch.arange(n), torch.arange(n))
+        asked += n
+        i = int(trials.argmax())
+        if not _improves(trials[i].item(), value):
+            return accepted, asked
+        swaps.accept(i, i)
+        value, accepted = trials[i].item(), accepted + 1
+
+
+def _best_of_pool(swaps: Swaps) -> tuple[int, int]:
+    """Exchange any member with any candidate until that is no improvement.
+
+    From each table the best exchange of every member, best first, as long as it is one when its turn comes.
+    """
+    accepted, asked, value = 0, 0, swaps.value
+    while True:
+        look = swaps.screen()
+        i, j, best = swaps.best(highest=True)
+        asked += look.numel()
+        if not _improves(best, value):
+            return accepted, asked
+        swaps.accept(i, j)
+        value, accepted = best, accepted + 1
+        taken = torch.zeros(look.shape[1], dtype=torch.bool)
+        taken[j] = True
+        first, (promise, partner) = i, look.max(1)
+        for i in promise.argsort(descending=True, stable=True).tolist():
+            j = int(partner[i])
+            if i == first or taken[j]:
+                continue
+            trial = swaps.pairs(i, j).item()
+            asked += 1
+            if not _improves(trial, value):
+                break
+            swaps.accept(i, j)
+            taken[j] = True
+            value, accepted = trial, accepted + 1
+
+
+def _improves(trial: float, value: float) -> bool:
+    return trial > value + MARGIN * abs(value)
+
+
+def _set_score(
+    reward: DistributionReward, features: Features, prompts: Sequence[str], rows: Tensor, name: str
+) -> float:
+    bad = _suspects(features, prompts)
+    value = float("nan") if bad else reward.score(features[rows]).item()
+    if value != value or abs(value) == float("inf"):
+        reason = bad or "every item's features are finite, their combination is not"
+        raise NonFiniteError(f"{type(reward).__name__} of the {name} set is {value}: {reason}")
+    return value
 
 
 def _instance_scores(reward: InstanceReward, features: Features, prompts: Sequence[str]) -> Tensor:
@@ -120,12 +209,12 @@ def _instance_scores(reward: InstanceReward, features: Features, prompts: Sequen
 
 
 def _suspects(features: Features, prompts: Sequence[str]) -> str:
-    """The items whose features are not finite, in words."""
+    """The items whose features are not finite, in words; empty if there are none."""
     bad = torch.zeros(len(prompts), dtype=torch.bool)
     for column in _tensors(features):
         bad |= ~column.reshape(len(prompts), -1).isfinite().all(1).cpu()
     named = ", ".join(f"item {row} ({prompts[row]!r})" for row in bad.nonzero()[:, 0].tolist())
-    return f"not finite: {named}" if named else "every item's features are finite, their combination is not"
+    return f"not finite: {named}" if named else ""
 
 
 def _tensors(features: object) -> Iterator[Tensor]:

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dragontune.data import Media
-from dragontune.distances.frechet import Moments
+from dragontune.distances.frechet import Gaussian
+from dragontune.distances.moments import Moments
 from dragontune.embedded import locate
 from dragontune.encoders.base import Embeddings, Encoder, TextEncoder
 from dragontune.errors import InputError
@@ -53,6 +54,11 @@ class Reference:
             total.update(tensor.contiguous().numpy().tobytes())
         return total.hexdigest()
 
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        """The statistics, ready for distances."""
+        return Gaussian.of_moments(self.mean, self.covariance)
+
     @classmethod
     def build(cls, encoder: Encoder, exemplars: Iterable[Media] | Iterable[str], source: str) -> "Reference":
         """Embed exemplars: batches of media, or single texts (not both).
@@ -72,7 +78,7 @@ class Reference:
             raise InputError(f"a reference needs 2 frames of exemplars or more, got fewer from {source}: add some")
         if len(modalities) != 1:
             raise InputError(f"the exemplars of a reference are all media or all texts, got both from {source}")
-        mean, covariance = total.mean()[0], total.covariance()[0]
+        mean, covariance = total.mean[0], total.covariance()[0]
         if not (mean.isfinite().all() and covariance.isfinite().all()):
             raise InputError(f"the embeddings of {source} by {encoder.name} are not finite: look for a broken exemplar")
         return cls(mean, covariance, int(total.count), items, encoder.name, encoder.digest, source, modalities.pop())

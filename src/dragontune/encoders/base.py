@@ -39,6 +39,16 @@ class Embeddings(Rows):
         """All real frames of all items, one after another."""
         return self.frames[self.mask()[..., 0] > 0]
 
+    def items(self) -> "Float[Tensor, ' n frames dim'] | list[Tensor]":
+        """Each item's real frames: one tensor where all have equally many, else a list."""
+        if not len(self) or bool((self.count == self.frames.shape[1]).all()):
+            return self.frames
+        return [frames[: int(count)] for frames, count in zip(self.frames, self.count, strict=True)]
+
+    def double_on_cpu(self) -> "Embeddings":
+        """Where and how distances are computed."""
+        return Embeddings(self.frames.to("cpu", torch.float64), self.count.cpu())
+
     def mean(self) -> Float[Tensor, " n dim"]:
         """The mean frame of each item."""
         return (self.frames * self.mask()).sum(1) / self.count[:, None].to(self.frames.dtype)

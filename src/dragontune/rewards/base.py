@@ -11,7 +11,8 @@ from typing import Generic, TypeVar, final
 from jaxtyping import Float
 from torch import Tensor
 
-from dragontune.data import Rows, Samples
+from dragontune.data import Rows, Samples, join_columns
+from dragontune.distances.swaps import Rescoring, Swaps
 
 Features = Tensor | Rows
 """What `encode` returns: anything with one row per item."""
@@ -68,6 +69,14 @@ class DistributionReward(Reward[F]):
     @abstractmethod
     def score(self, features: F) -> Float[Tensor, ""]:
         """One score for all rows together."""
+
+    def swaps(self, first: F, second: F) -> Swaps:
+        """What exchanging items of `first` with items of `second` would make of the score of `first`.
+
+        Here by scoring from scratch; a reward that knows better overrides it.
+        """
+        both = join_columns([first, second])
+        return Rescoring(lambda rows: self.score(both[rows]).item(), len(first), len(second))
 
 
 class DifferentiableReward(Reward[F]):

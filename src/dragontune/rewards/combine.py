@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dragontune.data import Rows, Samples, join_columns
+from dragontune.distances.swaps import Means, Swaps, Total
 from dragontune.errors import InputError
 from dragontune.rewards.base import DistributionReward, Features, InstanceReward, Reward
 
@@ -68,6 +69,19 @@ class Sum(DistributionReward[Parts]):
                 for name, reward in self.rewards.items()
             ]
             return torch.stack(terms).sum()
+
+    def swaps(self, first: Parts, second: Parts) -> Swaps:
+        """The sum of the members' exchanges; of an instance reward those of its mean."""
+        terms = list[tuple[float, Swaps]]()
+        for name, reward in self.rewards.items():
+            one, other = first.members[name], second.members[name]
+            match reward:
+                case DistributionReward():
+                    terms.append((_factor(self, name), reward.swaps(one, other)))
+                case _:
+                    with torch.no_grad():
+                        terms.append((_factor(self, name), Means(reward.score(one), reward.score(other))))
+        return Total(terms)
 
 
 @dataclass(frozen=True, eq=False)

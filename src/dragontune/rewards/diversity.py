@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from dragontune.data import Samples
-from dragontune.distances.vendi import vendi
+from dragontune.distances.swaps import Swaps
+from dragontune.distances.vendi import vendi_score
+from dragontune.distances.vendi_swaps import VendiSwaps
 from dragontune.encoders.base import Encoder
 from dragontune.errors import InputError
 from dragontune.rewards.base import DifferentiableReward, DistributionReward
@@ -45,4 +47,8 @@ class Vendi(DistributionReward[Tensor], DifferentiableReward):
         """The Vendi score of the rows."""
         if len(features) < self.minimum:
             raise InputError(f"Vendi needs at least {self.minimum} items in a set, got {len(features)}")
-        return vendi(features, self.order)
+        return vendi_score(features, self.order)
+
+    def swaps(self, first: Float[Tensor, " n dim"], second: Float[Tensor, " k dim"]) -> Swaps:
+        """All exchanges at once."""
+        return VendiSwaps(first, second, self.order)

@@ -1,0 +1,136 @@
+"""The trace of the root of a scatter matrix after exchanges of items of many frames: one eigenvalue problem each.
+
+For a first look at all exchanges, the trace of the root is expanded to second order in the change, which is a matrix
+product over all pairs; the best of those are then evaluated exactly.
+"""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dragontune.distances.items import Items
+
+POOR = 1e-10
+"""Below this ratio of the smallest to the largest eigenvalue, roots of eigenvalues lose digits."""
+
+
+class MomentRoots:
+    """For sets of items of many frames; members and candidates about the members' pooled mean."""
+
+    def __init__(self, members: Items, candidates: Items, memory: int) -> None:
+        self.members, self.others, self.memory = members, candidates, memory
+
+    @cached_property
+    def value(self) -> float:
+        """The trace of the root of the scatter."""
+        return _roots(self._scatter[None])[0].item() if self._well else self._direct_value
+
+    @cached_property
+    def _scatter(self) -> Float[Tensor, " dim dim"]:
+        rows = self.members.stacked().flatten(0, 1)
+        return rows.mT @ rows
+
+    @cached_property
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        return torch.linalg.eigh(self._scatter)
+
+    @cached_property
+    def _well(self) -> bool:
+        """Whether eigenvalues are accurate: otherwise singular values of the frames themselves are taken."""
+        values = self._eigen[0]
+        return bool(values[0] > POOR * values[-1])
+
+    @property
+    def _direct_value(self) -> float:
+        return torch.linalg.svdvals(self.members.stacked().flatten(0, 1)).sum().item()
+
+    def table(self, change: Float[Tensor, " m c"]) -> Float[Tensor, " m c"]:
+        """The trace of the root after every exchange."""
+        m, c = change.shape
+        i, j = (x.to(change.device) for x in (torch.arange(m).repeat_interleave(c), torch.arange(c).repeat(m)))
+        return self.pairs(i, j).view(m, c)
+
+    def pairs(
+        self, i: Int[Tensor, " k"], j: Int[Tensor, " k"], change: Float[Tensor, " k"] | None = None
+    ) -> Float[Tensor, " k"]:
+        """The trace of the root after some exchanges."""
+        if not self._well:
+            return direct(self.members, self.others, i, j)
+        dim = self._scatter.shape[-1]
+        size = max(1, self.memory // (8 * 6 * dim * dim))
+        parts = [self._after(a, b) for a, b in zip(i.split(size), j.split(size), strict=True)]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=i.device)
+
+    def _after(self, i: Int[Tensor, " k"], j: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
+        old, new = self.members[i], self.others[j]
+        leaving, coming = old.stacked(), new.stacked()
+        shift = new.mean * new.count[:, None] - old.mean * old.count[:, None]
+        count = self.members.count.sum() - old.count + new.count
+        shift = shift / count.sqrt()[:, None]
+        scatter = torch.baddbmm(self._scatter, coming.mT, coming)
+        scatter = torch.baddbmm(scatter, leaving.mT, leaving, alpha=-1)
+        return _roots(scatter.sub_(shift[:, :, None] * shift[:, None, :]))
+
+    def screen(self) -> Float[Tensor, " m c"]:
+        """`table` to second order in the change of the scatter."""
+        values, directions = self._eigen
+        keep = values > 1e-12 * values[-1].clamp(min=1e-300)
+        roots, directions = values[keep].sqrt(), directions[:, keep]
+        first, second = (items.project(directions) for items in (self.members, self.others))
+        sums = [items.mean * items.count[:, None] for items in (first, second)]
+        slope = 0.5 / roots
+        linear = [(items.stacked().square().sum(1) * slope).sum(1) for items in (first, second)]
+        count = first.count.sum() - first.count[:, None] + second.count
+        weighted = [x * slope.sqrt() for x in sums]
+        shift = (
+            weighted[0].square().sum(1)[:, None] + weighted[1].square().sum(1) - 2 * weighted[0] @ weighted[1].mT
+        ) / count
+        own, other, both = self._curvatures(first, second, roots)
+        curved = own[:, None] + other - 2 * both
+        return roots.sum() + linear[1] - linear[0][:, None] - shift - curved / 4
+
+    def _curvatures(
+        self, first: Items, second: Items, roots: Float[Tensor, " rank"]
+    ) -> tuple[Float[Tensor, " m"], Float[Tensor, " c"], Float[Tensor, " m c"]]:
+        """Inner products of second moments under 1 / (sqrt(l_a l_b) (sqrt l_a + sqrt l_b)), some rows a at a time."""
+        rows, others = first.stacked(), second.stacked()
+        m, c = len(rows), len(others)
+        own, other = rows.new_zeros(m), rows.new_zeros(c)
+        both = rows.new_zeros(m, c)
+        size = max(1, self.memory // (8 * 2 * (m + c) * len(roots)))
+        for some in torch.arange(len(roots), device=roots.device).split(size):
+            weight = 1 / (roots[some, None] * roots * (roots[some, None] + roots))
+            mine, theirs = (((x[:, :, some].mT @ x) * weight.sqrt()).flatten(1) for x in (rows, others))
+            own += mine.square().sum(1)
+            other += theirs.square().sum(1)
+            both += mine @ theirs.mT
+        return own, other, both
+
+
+def direct(members: Items, candidates: Items, i: Int[Tensor, " k"], j: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
+    """The trace of the root after some exchanges, from the singular values of all frames: slow, and always right."""
+    found = []
+    for a, b in zip(i.tolist(), j.tolist(), strict=True):
+        keep = torch.arange(len(members), device=i.device) != a
+        new = Items.join(
+            [padded(members[keep.nonzero()[:, 0]], candidates), padded(candidates[j.new_tensor([b])], members)]
+        )
+        rows = new.moved(new.pooled_mean()).stacked().flatten(0, 1)
+        found.append(torch.linalg.svdvals(rows).sum())
+    return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64, device=i.device)
+
+
+def padded(items: Items, like: Items) -> Items:
+    """With as many rows as the longer of both."""
+    more = like.centred.shape[1] - items.centred.shape[1]
+    if more <= 0:
+        return items
+    return Items(items.count, items.mean, torch.nn.functional.pad(items.centred, (0, 0, 0, more)))
+
+
+def _roots(scatter: Float[Tensor, " k dim dim"]) -> Float[Tensor, " k"]:
+    values = torch.linalg.eigvalsh(scatter)
+    noise = values[:, -1:] * values.shape[1] * torch.finfo(values.dtype).eps
+    return torch.where(values > noise, values, 0.0).sqrt().sum(1)
