@@ -4,6 +4,7 @@
 #   make test     every check and the whole test suite, on the CPU
 #   make check    ruff, pyright, import-linter, codespell
 #   make bench    the committed benchmarks again
+#   make bench-distances   the distances against the packages people use, in a venv of their own
 #   make assets   build the embedded model from public-domain scores (hours on a CPU)
 #
 # PYTHON=python3.12       another interpreter
@@ -15,10 +16,12 @@ NEWER := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c '$(NEWER)' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
+PEERS := .venv-peers/bin
+BENCHMARKS := benchmarks/instruments.py benchmarks/resume.py benchmarks/microbatch.py benchmarks/contrast.py
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EDITABLE := $(INSTALL) --no-build-isolation --constraint constraints.txt --editable
 
-.PHONY: demo test check bench assets clean
+.PHONY: demo test check bench bench-distances assets clean
 
 demo: .venv/.stamp-run
 	@$(BIN)/dragontune tune recipes/demo.yaml --resume
@@ -34,13 +37,16 @@ check: .venv/.stamp-dev
 	$(BIN)/codespell
 
 bench: .venv/.stamp-run
-	@set -e; for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file"; done
+	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python "$$file"; done
+
+bench-distances: .venv-peers/.stamp
+	$(PEERS)/python benchmarks/distances.py
 
 assets: .venv/.stamp-assets
 	$(BIN)/python assets/build.py
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 # torch first and by itself, because its index may be another one
 .venv/.stamp-run: pyproject.toml constraints.txt
@@ -63,4 +69,12 @@ clean:
 
 .venv/.stamp-assets: .venv/.stamp-run
 	@$(EDITABLE) '.[assets]'
+	@touch $@
+
+# torch first and alone, the rest without its dependencies: see benchmarks/peers.txt
+.venv-peers/.stamp: benchmarks/peers.txt pyproject.toml
+	@test -x $(PEERS)/python || $(PYTHON) -m venv .venv-peers
+	@$(PEERS)/python -m pip install --quiet --disable-pip-version-check $(TORCH) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	@$(PEERS)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement benchmarks/peers.txt
+	@$(PEERS)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
