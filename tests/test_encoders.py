@@ -70,6 +70,14 @@ def test_digests_tell_weights_apart(tmp_path, clap, latents):
     assert latents.digest != Latents(str(save_tiny_music(tmp_path / "other-music", 1))).digest
 
 
+def test_digests_tell_tokenizers_apart(tmp_path, clap):
+    folder = save_tiny_clap(tmp_path / "clap")
+    other = TinyClap(str(folder))
+    other.tokenizer.add_tokens(["theremin"])
+    other.tokenizer.save_pretrained(folder / "tokenizer")
+    assert TinyClap(str(folder)).digest != clap.digest
+
+
 def test_latents_of_generations_are_taken_as_they_are(latents):
     clean = torch.randn(2, 4, 16)
     embeddings = latents.encode(Samples(("a", "b"), clean, None))

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -39,6 +40,20 @@ def test_the_reward_rises():
     assert [record["round"] for record in history] == list(range(1, 9))
     assert set(history[0]) == {"round", "seconds", "reward", "loss", "metrics"}
     assert history[0]["metrics"]["grad_norm"] > 0
+
+
+def test_a_rate_that_falls(monkeypatch):
+    rates, step = [], torch.optim.Adam.step
+
+    def spy(self, *arguments):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    for decay, expected in (("none", [1e-3] * 4), ("linear", [1e-3, 7.5e-4, 5e-4, 2.5e-4])):
+        rates.clear()
+        replace(LOOP, decay=decay).run(toy_dragon(), TOY_PROMPTS)
+        assert rates == pytest.approx([rate for rate in expected for _ in range(2)])
 
 
 def test_micro_batches_change_nothing():

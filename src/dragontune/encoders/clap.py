@@ -1,5 +1,6 @@
 """CLAP encoders (Elizalde et al. 2022): audio and text in one space, by the contrast of pairs."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,13 +42,21 @@ class TinyClap(TextEncoder):
 
     @property
     def digest(self) -> str:
-        """Of the weights and the network's settings."""
+        """Of the weights, the network's settings and the tokenizer."""
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
         settings = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
-        return fingerprint(self.network, settings)
+        return fingerprint(self.network, settings | {"tokenizer": self._tokenizer_digest})
+
+    @property
+    def _tokenizer_digest(self) -> str:
+        path = locate(self.model) / "tokenizer" / "tokenizer.json"
+        try:
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+        except OSError as error:
+            raise InputError(f"expected {path} ({error}); restore the file") from error
 
     @cached_property
     def network(self) -> TinyClapModel:

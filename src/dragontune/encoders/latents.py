@@ -38,12 +38,16 @@ class Latents(Encoder):
 
     @property
     def digest(self) -> str:
-        """Of the autoencoder's weights."""
+        """Of the autoencoder's weights and settings."""
         return self._digest
 
     @cached_property
     def _digest(self) -> str:
-        return fingerprint(self.codec.network, {"sample_rate": self.codec.sample_rate, "stride": self.codec.stride})
+        own = dict(getattr(self.codec.network, "config", {}))
+        settings = {key: value for key, value in own.items() if not key.startswith("_")}
+        return fingerprint(
+            self.codec.network, {**settings, "sample_rate": self.codec.sample_rate, "stride": self.codec.stride}
+        )
 
     @cached_property
     def codec(self) -> Codec:

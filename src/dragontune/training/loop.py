@@ -1,14 +1,14 @@
 """The training loop. It knows nothing of rewards: an algorithm collects, prepares and gives a loss.
 
-Adam at a fixed rate with gradient clipping, as DRAGON (Bai et al. 2025, arXiv 2504.15217) trains; no warm-up, no
-averaging of weights. What a round does depends on the seed, its number and the weights only, so a run that was killed
-and resumed ends with the same bits as one that was not.
+Adam with gradient clipping, at a fixed rate as DRAGON (Bai et al. 2025, arXiv 2504.15217) trains, or at one that falls
+to 0; no warm-up, no averaging of weights. What a round does depends on the seed, its number and the weights only, so a
+run that was killed and resumed ends with the same bits as one that was not.
 """
 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,6 +32,9 @@ class Loop:
     was collected, `micro_batch` at a time (which changes memory and nothing else). Every `checkpoint_every` rounds the
     state is saved, the last `keep` are kept; every `sample_every` rounds (0: never) `sample_count` clips are written.
 
+    `decay: linear` lowers the rate from `lr` in the first round towards 0 after the last: what single rounds push at
+    random then averages out (docs/log.md has the trials). A run that is prolonged later is not the longer run then.
+
     >>> Loop(rounds=16, lr=1e-5).pairs
     40
     """
@@ -42,6 +45,7 @@ class Loop:
     batch: int = 40
     micro_batch: int = 40
     lr: float = 3e-6
+    decay: Literal["none", "linear"] = "none"
     max_norm: float = 45.0
     seed: int = 0
     checkpoint_every: int = 1
@@ -117,6 +121,10 @@ class Loop:
         """Whether clips are written after `done` rounds: before the first, after the last, and every few between."""
         return self.sample_every > 0 and (done % self.sample_every == 0 or done == self.rounds)
 
+    def rate(self, number: int) -> float:
+        """The learning rate of round `number`, from 0."""
+        return self.lr if self.decay == "none" else self.lr * (1 - number / self.rounds)
+
     def _rounds(
         self,
         algorithm: Algorithm[Any, Any],
@@ -135,6 +143,7 @@ class Loop:
             batch=self.batch,
             micro_batch=self.micro_batch,
             max_norm=self.max_norm,
+            rate=self.rate,
         )
 
     def _resume(

@@ -1,7 +1,7 @@
 """One round of training: collect on-policy, then a few steps of Adam on what was collected."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +36,7 @@ class Rounds:
     batch: int
     micro_batch: int
     max_norm: float
+    rate: Callable[[int], float]
     accelerator: Accelerator = field(default_factory=plain)
 
     def __call__(self, number: int) -> Record:
@@ -45,6 +46,8 @@ class Rounds:
             NonFiniteError: a reward, a loss or a gradient is.
         """
         start, key = time.monotonic(), self.key.fold("round", number)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate(number)
         with torch.no_grad():
             experience, collected = self.algorithm.collect(self.chosen(number), key.fold("collect"))
         guard.finite("reward", collected["reward"], number + 1)
