@@ -1,5 +1,7 @@
 """The Fréchet distance against closed forms, 40-digit arithmetic, scipy's matrix root and itself."""
 
+from typing import Any
+
 import mpmath
 import numpy as np
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from scipy.linalg import sqrtm
 from torch import Tensor
 
-from dragontune.distances import Gaussian, frechet_distance, frechet_distance_per_item
+from dragontune.distances import Gaussian, Moments, frechet_distance, frechet_distance_per_item
 from dragontune.errors import InputError
 from embeddings import embeddings, rand, sets
 
@@ -137,6 +139,57 @@ def test_gradient_with_duplicates_is_that_of_the_set_without_order():
     torch.testing.assert_close(slope[:6], slope[6:])
 
 
+def test_gradient_of_sets_that_have_no_direction_in_common():
+    """All singular values are rounding noise of the product: none of them may steer the gradient."""
+    turn = torch.linalg.qr(rand(10, 10, seed=5)).Q
+    flat = torch.zeros(20, 5, dtype=torch.float64)
+    x = (torch.cat([rand(20, 5), flat], 1) @ turn).requires_grad_()
+    y = torch.cat([flat, rand(20, 5, seed=1)], 1) @ turn
+    for slope in (
+        torch.autograd.grad(frechet_distance(x, y), x)[0],
+        torch.autograd.grad(frechet_distance_per_item(x[None], y)[0], x)[0],
+    ):
+        with torch.no_grad():
+            expected = 2 * (x.mean(0) - y.mean(0)) / 20 + 2 * (x - x.mean(0)) / 19
+        torch.testing.assert_close(slope, expected)
+
+
+@pytest.mark.parametrize("n", [4, 30])
+def test_shrinkage(n: int):
+    """The definition, its gradient where eigenvalues repeat, and full rank where the plain covariance has none."""
+    x, y = rand(n, 8).requires_grad_(), Gaussian.of(rand(40, 8, seed=1))
+    plain = torch.cov(x.detach().mT)
+    shrunk = Gaussian.of(x.detach(), "oas").covariance
+    level = plain.trace() / 8
+    share = (shrunk[0, 1] / plain[0, 1]).item()
+    assert 0 <= share < 1
+    torch.testing.assert_close(shrunk, share * plain + (1 - share) * level * torch.eye(8).double())
+    torch.testing.assert_close(Moments.of(x.detach()[None]).covariance("oas")[0], shrunk)
+    assert torch.autograd.gradcheck(lambda z: frechet_distance(Gaussian.of(z, "oas"), y), x)
+
+
+def test_second_derivatives_are_refused():
+    x = rand(5, 3).requires_grad_()
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(frechet_distance(x, rand(9, 3, seed=1)), x, create_graph=True)
+
+
+def test_arrays_of_any_layout():
+    x, y = rand(6, 3).numpy(), rand(9, 3, seed=1)
+    value = frechet_distance(x, y).item()
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    for other in (x.astype(">f8"), x[::-1], np.asfortranarray(x), x.astype(np.longdouble), fixed, x.tolist()):
+        assert frechet_distance(other, y).item() == pytest.approx(value, rel=1e-12)
+
+
+def test_moments_are_not_shared_with_the_caller():
+    mean = torch.zeros(3, dtype=torch.float64)
+    fit = Gaussian.of_moments(mean, torch.eye(3))
+    mean += 5
+    assert fit.mean.tolist() == [0, 0, 0]
+
+
 def test_gradient_of_a_collapsed_set_is_finite():
     x = torch.ones(3, 6, dtype=torch.float64, requires_grad=True)
     (slope,) = torch.autograd.grad(frechet_distance(x, embeddings(30, 6)), x)
@@ -171,7 +224,7 @@ GOOD = rand(5, 3)
     [
         (GOOD[:1], GOOD, "2 vectors or more"),
         (GOOD[:0], GOOD, "2 vectors or more"),
-        (GOOD[:, :0], GOOD, "2 vectors or more"),
+        (GOOD[:, :0], GOOD, "1 number or more"),
         (GOOD[0], GOOD, "n x dim"),
         (GOOD, GOOD[:, :2], "same dimension"),
         (torch.full((4, 3), float("nan")), GOOD, "finite numbers in x, got nan"),
@@ -182,10 +235,15 @@ GOOD = rand(5, 3)
         (GOOD, (torch.zeros(3), torch.tensor([[1.0, 1, 0], [0, 1, 0], [0, 0, 1]])), "symmetric"),
         (GOOD, (torch.zeros(2), torch.eye(3)), "dim x dim"),
         (GOOD, (torch.full((3,), float("nan")), torch.eye(3)), "finite numbers in the mean"),
+        (GOOD, (torch.zeros(3), torch.eye(3), 5), "tuple of 3"),
+        (GOOD, [[1.0, 2.0, 3.0]] * 3, "differ"),
+        ("abc", GOOD, "expected numbers"),
+        (np.array([["a"]]), GOOD, "expected numbers"),
+        (1e70 * GOOD, GOOD, "up to 1e"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_input(x: Tensor, y: Tensor, complaint: str):
+def test_bad_input(x: Any, y: Any, complaint: str):
     with pytest.raises(InputError, match=complaint):
         frechet_distance(x, y)
 

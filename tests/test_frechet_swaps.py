@@ -10,6 +10,7 @@ from dragontune.distances import FrechetSwaps, Gaussian, frechet_distance
 from dragontune.distances.roots_frames import FrameRoots
 from dragontune.distances.roots_moments import MomentRoots
 from dragontune.distances.roots_vector import VectorRoots
+from dragontune.distances.swaps import Total
 from dragontune.errors import InputError
 from embeddings import embeddings, exchanged, rand, sets
 
@@ -118,6 +119,82 @@ def test_items_of_many_frames(dead: int):
     assert worst(swaps, x, fit, candidates) < 1e-11
 
 
+@pytest.mark.parametrize("jitter", [1e-6, 1e-9, 1e-11])
+@pytest.mark.parametrize("frames", [(), (3,)])
+def test_nearly_collapsed_sets(jitter: float, frames: tuple[int, ...]):
+    """The rounding of the centring is large beside the singular values."""
+    x = embeddings(1, 48) + jitter * rand(6, *frames, 48, seed=3)
+    candidates, fit = embeddings(3, *frames, 48, seed=1), Gaussian.of(embeddings(60, 48, seed=2))
+    assert worst(FrechetSwaps(x, fit, candidates), x, fit, candidates) < 1e-11
+
+
+@pytest.mark.parametrize("factor", [1e2, 1e4, 1e6, 1e8])
+@pytest.mark.parametrize("frames", [(), (2,), (30,)])
+def test_a_member_that_hides_the_others(factor: float, frames: tuple[int, ...]):
+    """Without it the set is small, and nothing of it may be found by subtraction."""
+    x, candidates = rand(8, *frames, 24), rand(3, *frames, 24, seed=1)
+    x[2] *= factor
+    fit = Gaussian.of(rand(60, 24, seed=2))
+    swaps = FrechetSwaps(x, fit, candidates)
+    assert worst(swaps, x, fit, candidates) < 1e-9
+    i, j, value = swaps.best()
+    after = list(x)
+    after[i] = candidates[j]
+    assert value == pytest.approx(frechet_distance(pooled(after), fit).item(), rel=1e-9)
+
+
+def test_what_is_left_may_be_of_lower_rank():
+    x, candidates = [30 * rand(80, 16), rand(5, 16, seed=3)], [rand(1, 16, seed=1), rand(3, 16, seed=2)]
+    fit = Gaussian.of(rand(60, 16, seed=4))
+    assert worst(FrechetSwaps(x, fit, candidates), x, fit, candidates) < 1e-11
+
+
+@pytest.mark.parametrize("frames", [(), (2,), (30,)])
+def test_a_reference_without_spread(frames: tuple[int, ...]):
+    point = (torch.zeros(9), torch.zeros(9, 9))
+    x, candidates = rand(4, *frames, 9), rand(2, *frames, 9, seed=1)
+    swaps = FrechetSwaps(x, point, candidates)
+    flat = pooled([candidates[1], *x[1:]])
+    expected = flat.mean(0).square().sum() + torch.cov(flat.mT).trace()
+    assert swaps.table()[0, 1].item() == pytest.approx(expected.item(), rel=1e-12)
+    assert swaps.best()[2] == pytest.approx(swaps.table().min().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-120, 1e-20, 1e20, 1e55])
+def test_scales(scale: float):
+    x, candidates, y = rand(6, 5), rand(2, 5, seed=1), rand(30, 5, seed=2)
+    usual = FrechetSwaps(x, y, candidates).table()
+    torch.testing.assert_close(FrechetSwaps(scale * x, scale * y, scale * candidates).table() / scale**2, usual)
+
+
+def test_what_is_given_is_not_kept_and_not_differentiated():
+    x, candidates, y = rand(6, 5).requires_grad_(), rand(2, 5, seed=1), rand(30, 5, seed=2)
+    swaps = FrechetSwaps(x, y, candidates)
+    before = swaps.table()
+    assert not before.requires_grad
+    with torch.no_grad():
+        for part in (x, candidates, y):
+            part += 1
+    swaps.accept(0, 0)
+    swaps.accept(0, 0)
+    assert torch.equal(swaps.table(), before)
+
+
+def test_a_total_wants_terms_of_its_own():
+    swaps = FrechetSwaps(X, X, X[:2])
+    with pytest.raises(InputError, match="at least one term"):
+        Total([])
+    with pytest.raises(InputError, match="different swaps"):
+        Total([(1.0, swaps), (2.0, swaps)])
+    with pytest.raises(InputError, match="same items"):
+        Total([(1.0, swaps), (2.0, FrechetSwaps(X, X, X[:3]))])
+    swaps.accept(1, 0)
+    total = Total([(-1.0, swaps)])
+    assert torch.equal(total.members, swaps.members)
+    total.accept(0, 1)
+    assert total.value == -swaps.value
+
+
 def test_the_first_look_at_many_frames_ranks_and_the_best_is_the_best():
     x, candidates = embeddings(40, 30, 32), embeddings(40, 30, 32, seed=1)
     swaps = FrechetSwaps(x, Gaussian.of(embeddings(300, 32, seed=2)), candidates)
@@ -189,7 +266,7 @@ X = rand(4, 3)
     ("x", "reference", "candidates", "complaint"),
     [
         (X[:1], X, X, "2 items or more"),
-        (X, X, X[:0], "1 vectors or more in candidates"),
+        (X, X, X[:0], "1 vector or more in candidates"),
         (X, X, X[:, :2], "reference's dimension 3, got 2"),
         (X, X[:, :2], X, "reference's dimension 2, got 3"),
         (X * float("nan"), X, X, "finite numbers in x"),
@@ -215,5 +292,9 @@ def test_bad_positions_and_settings():
             swaps.accept(i, j)
     with pytest.raises(InputError, match="as many members"):
         swaps.pairs([0, 1], [0, 1, 1])
-    with pytest.raises(InputError, match="tolerance above 0"):
-        FrechetSwaps(X, X, X, tolerance=0)
+    assert len(swaps.pairs([], [])) == 0
+    for tolerance in (0, 1e-300, 30.0, float("nan")):
+        with pytest.raises(InputError, match="tolerance"):
+            FrechetSwaps(X, X, X, tolerance=tolerance)
+    with pytest.raises(InputError, match="verify"):
+        swaps.best(verify=0)

@@ -301,7 +301,7 @@ BAD = {
     "2 vectors or more in x": (torch.zeros(1, 3), torch.eye(3)),
     "2 vectors or more in the reference": (torch.eye(3), torch.zeros(1, 3)),
     "2 vectors or more in x, got shape \\(0, 3\\)": (torch.zeros(0, 3), torch.eye(3)),
-    "2 vectors or more in the reference, got shape \\(3, 0\\)": (torch.eye(3), torch.zeros(3, 0)),
+    "1 number or more in the reference, got shape \\(3, 0\\)": (torch.eye(3), torch.zeros(3, 0)),
     "rows of vectors": (torch.zeros(3), torch.eye(3)),
     "dimension 3 in x, got 2": (torch.eye(2), torch.eye(3)),
     "finite numbers in x, got nan": (torch.eye(3) * torch.nan, torch.eye(3)),

@@ -137,7 +137,7 @@ def test_offset_costs_no_digits():
 def test_bad_input():
     x, y = torch.eye(3), torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
     for bad, message in (
-        (torch.zeros(0, 3), "1 vectors or more in candidates"),
+        (torch.zeros(0, 3), "1 vector or more in candidates"),
         (torch.zeros(2, 4), "dimension 3 in candidates, got 4"),
         (torch.full((2, 3), torch.nan), "finite numbers in candidates"),
     ):

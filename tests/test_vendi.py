@@ -160,7 +160,7 @@ def test_gradient_of_a_collapsed_set_is_zero():
     [
         (torch.ones(1, 3), "2 vectors or more"),
         (torch.ones(0, 3), "2 vectors or more"),
-        (torch.ones(3, 0), "2 vectors or more"),
+        (torch.ones(3, 0), "1 number or more"),
         (torch.ones(3), "rows of vectors"),
         (torch.ones(2, 3, 4), "rows of vectors"),
         (torch.tensor([[1.0, nan], [0.0, 1.0]]), "finite"),

@@ -132,11 +132,11 @@ def _greedy(swaps: Swaps, key: Key, passes: int) -> tuple[int, int]:
     for number in range(passes):
         before = accepted
         for i in key.fold("pass", number).permutation(n).tolist():
-            trial = swaps.pairs(i, i).item()
+            trial = swaps.pairs(i, i)
             asked += 1
             if _improves(trial, value):
                 swaps.accept(i, i)
-                value, accepted = trial, accepted + 1
+                value, accepted = swaps.value, accepted + 1
         if accepted == before:
             break
     return accepted, asked
@@ -150,10 +150,10 @@ def _best_of_pairs(swaps: Swaps) -> tuple[int, int]:
         trials = swaps.pairs(torch.arange(n), torch.arange(n))
         asked += n
         i = int(trials.argmax())
-        if not _improves(trials[i].item(), value):
+        if not _improves(trials[i], value):
             return accepted, asked
         swaps.accept(i, i)
-        value, accepted = trials[i].item(), accepted + 1
+        value, accepted = swaps.value, accepted + 1
 
 
 def _best_of_pool(swaps: Swaps) -> tuple[int, int]:
@@ -164,12 +164,12 @@ def _best_of_pool(swaps: Swaps) -> tuple[int, int]:
     accepted, asked, value = 0, 0, swaps.value
     while True:
         look = swaps.screen()
-        i, j, best = swaps.best(highest=True)
+        i, j, best = swaps.best(highest=True, look=look)
         asked += look.numel()
-        if not _improves(best, value):
+        if not _improves(torch.tensor(best), value):
             return accepted, asked
         swaps.accept(i, j)
-        value, accepted = best, accepted + 1
+        value, accepted = swaps.value, accepted + 1
         taken = torch.zeros(look.shape[1], dtype=torch.bool)
         taken[j] = True
         first, (promise, partner) = i, look.max(1)
@@ -177,17 +177,18 @@ def _best_of_pool(swaps: Swaps) -> tuple[int, int]:
             j = int(partner[i])
             if i == first or taken[j]:
                 continue
-            trial = swaps.pairs(i, j).item()
             asked += 1
-            if not _improves(trial, value):
+            if not _improves(swaps.pairs(i, j), value):
                 break
             swaps.accept(i, j)
             taken[j] = True
-            value, accepted = trial, accepted + 1
+            value, accepted = swaps.value, accepted + 1
 
 
-def _improves(trial: float, value: float) -> bool:
-    return trial > value + MARGIN * abs(value)
+def _improves(trial: Tensor, value: float) -> bool:
+    if not bool(trial.isfinite().all()):
+        raise NonFiniteError("the reward of a set is not finite after an exchange of two items, though it was before")
+    return trial.item() > value + MARGIN * abs(value)
 
 
 def _set_score(

@@ -6,6 +6,7 @@ equal sizes, and beside the value that real items of the same number have.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from dragontune.distances.frechet import Fit, frechet_distance
 from dragontune.distances.frechet import reference as as_reference
-from dragontune.distances.inputs import Array, tensor, vectors
+from dragontune.distances.inputs import Array, tensor, vectors, whole
 from dragontune.errors import InputError
 from dragontune.seeding import Key
 
@@ -38,7 +39,7 @@ def null_distance(
     *,
     draws: int = 100,
     seed: int = 0,
-    distance: Callable[[Tensor, Fit], Tensor] = frechet_distance,
+    distance: Callable[[Tensor, Any], Tensor] = frechet_distance,
 ) -> Null:
     """What `distance` to the reference `size` real items have, drawn without replacement, `draws` times.
 
@@ -48,16 +49,18 @@ def null_distance(
 
     Raises InputError where `real` has fewer than `size` items.
     """
-    items = list(real) if not isinstance(real, Array) else list(tensor(real))
-    if not 2 <= size <= len(items):
+    items = [tensor(item) for item in (real if isinstance(real, list | tuple) else list(real))]
+    kinds = {(item.ndim, item.shape[-1]) for item in items if item.ndim in (1, 2)}
+    if len(kinds) != 1 or any(item.ndim not in (1, 2) for item in items):
+        raise InputError("expected real items as vectors or as frames, all of one dimension: embed all the same way")
+    if whole(size, "size", 2, "a distance of a set needs two items") > len(items):
         raise InputError(f"expected a size from 2 to the {len(items)} real items there are, got {size}: lower it")
-    if draws < 2:
-        raise InputError(f"expected 2 draws or more, got {draws}: 100 is a start")
-    fit = as_reference(reference)
+    whole(draws, "draws", 2, "100 is a start")
+    fit = as_reference(reference) if distance is frechet_distance else reference
     values = list[float]()
     for draw in range(draws):
         chosen = Key(seed).fold("null", draw).permutation(len(items))[:size].tolist()
-        rows = [tensor(items[row]) for row in chosen]
+        rows = [items[row] for row in chosen]
         pooled = torch.stack(rows) if rows[0].ndim == 1 else torch.cat(rows)
         values.append(float(distance(pooled, fit)))
     spread = torch.tensor(values, dtype=torch.float64)
@@ -80,8 +83,7 @@ def frechet_infinity(x: Array, y: Fit, *, sizes: int = 15, seed: int = 0) -> Flo
             f"expected {INFINITY} samples or more to extrapolate from, got {len(rows)}: compare plain distances of "
             "sets of equal size, beside null_distance"
         )
-    if sizes < 2:
-        raise InputError(f"expected 2 sizes or more, got {sizes}: 15 is a start")
+    whole(sizes, "sizes", 2, "15 is a start")
     fit = as_reference(y)
     inverse, values = list[float](), list[float]()
     for number, share in enumerate(torch.linspace(1 / 8, 1, sizes).tolist()):

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dragontune.distances.inputs import Array, finite, tensor, vectors
-from dragontune.distances.moments import Moments, Shrinkage
+from dragontune.distances.inputs import Array, finite, tensor, usual, vectors
+from dragontune.distances.moments import Shrinkage, check_shrinkage, oas_share
 from dragontune.errors import InputError
 
 NEGATIVE = 1e-6
@@ -35,22 +36,29 @@ class Gaussian:
     @classmethod
     def of(cls, samples: Array, shrinkage: Shrinkage = "none", name: str = "samples") -> "Gaussian":
         """Fitted to the rows of `samples` (n x dim, n of 2 or more); gradients pass."""
-        rows = vectors(samples, name)
-        if shrinkage != "none":
-            moments = Moments.of(rows[None])
-            return cls.of_moments(moments.mean[0], moments.covariance(shrinkage)[0])
+        rows = usual(vectors(samples, name), name)
         mean, centred = centre(rows)
+        degrees = len(rows) - 1
         if len(rows) > 2 * rows.shape[1] and not rows.requires_grad:
             centred = torch.linalg.qr(centred, mode="r").R
-        return cls(mean, centred.mT / (len(rows) - 1) ** 0.5)
+        root = centred.mT / degrees**0.5
+        if check_shrinkage(shrinkage) == "oas":
+            share = oas_share((root @ root.mT)[None], root.new_tensor([degrees]))
+            level = (share * root.square().sum() / len(root)).sqrt()
+            root = torch.cat([(1 - share).sqrt() * root, level * torch.eye(len(root)).to(root)], 1)
+        return cls(mean, root)
 
     @classmethod
     def of_moments(cls, mean: Array, covariance: Array) -> "Gaussian":
         """From a mean (dim) and a covariance (dim x dim), symmetric and without negative eigenvalues.
 
-        Where the samples are at hand, `of` keeps more digits of a covariance that is not of full rank.
+        Where the samples are at hand, `of` keeps more digits of a covariance that is not of full rank. Both are taken
+        as numbers: gradients flow through samples only.
         """
-        centre, spread = (finite(tensor(x), name) for x, name in ((mean, "the mean"), (covariance, "the covariance")))
+        centre, spread = (
+            usual(finite(tensor(x), name), name).detach().clone()
+            for x, name in ((mean, "the mean"), (covariance, "the covariance"))
+        )
         if centre.ndim != 1 or spread.shape != (len(centre), len(centre)) or not len(centre):
             raise InputError(
                 f"expected a mean of dim numbers and a covariance of dim x dim, got shapes {tuple(centre.shape)} and "
@@ -65,6 +73,8 @@ class Gaussian:
                 "it is damaged or no covariance; compute it again in float64"
             )
         kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+        kept[-1] = True
+        values = values.clamp(min=0)
         return cls(centre, directions[:, kept] * values[kept].sqrt())
 
     @property
@@ -111,7 +121,8 @@ def frechet_distance(x: Fit, y: Fit, *, dtype: torch.dtype = torch.float64) -> F
             f"expected x and y of the same dimension, got {first.dim} and {second.dim}: use the same encoder for both"
         )
     second = second.to(first.mean.device)
-    cross = nuclear_norm(first.root.mT.to(dtype) @ second.root.to(dtype))
+    scale = (first.trace * second.trace).sqrt().item()
+    cross = nuclear_norm(first.root.mT.to(tensor_dtype(dtype)) @ second.root.to(dtype), scale)
     return ((first.mean - second.mean).square().sum() + first.trace + second.trace - 2 * cross).clamp(min=0)
 
 
@@ -145,8 +156,10 @@ def gaussian(fit: Fit, name: str) -> Gaussian:
     match fit:
         case Gaussian():
             return fit
-        case (mean, covariance):
-            return Gaussian.of_moments(mean, covariance)
+        case tuple() if len(fit) != 2:
+            raise InputError(f"expected {name} as samples or as (mean, covariance), got a tuple of {len(fit)}")
+        case tuple():
+            return Gaussian.of_moments(*fit)
         case _:
             return Gaussian.of(fit, name=name)
 
@@ -154,7 +167,7 @@ def gaussian(fit: Fit, name: str) -> Gaussian:
 def reference(fit: Fit) -> Gaussian:
     """`gaussian` of what is compared with; samples that are all the same are refused: the encoder must be broken."""
     found = gaussian(fit, "y")
-    if isinstance(fit, Array) and bool((tensor(fit) == tensor(fit)[:1]).all()):
+    if not isinstance(fit, Gaussian | tuple) and bool((tensor(fit) == tensor(fit)[:1]).all()):
         raise InputError(
             f"expected a reference whose vectors differ, got {len(fit)} times the same one: look at the files and the "
             "encoder, or give a mean and a covariance"
@@ -170,10 +183,13 @@ def centre(rows: Float[Tensor, " *n frames dim"]) -> tuple[Float[Tensor, " *n di
     return mean + rest, centred - rest[..., None, :]
 
 
-def nuclear_norm(matrix: Float[Tensor, " *n rows columns"]) -> Float[Tensor, " *n"]:
-    """The sum of the singular values, in float64; gradients leave out directions that are rounding noise."""
+def nuclear_norm(matrix: Float[Tensor, " *n rows columns"], scale: float) -> Float[Tensor, " *n"]:
+    """The sum of the singular values, in float64; gradients leave out directions that are rounding noise.
+
+    `scale` is the size of what was multiplied to get the matrix: its rounding is a share of that.
+    """
     if matrix.requires_grad:
-        return _NuclearNorm.apply(matrix)  # pyright: ignore[reportReturnType]
+        return _NuclearNorm.apply(matrix, scale)  # pyright: ignore[reportReturnType]
     return torch.linalg.svdvals(matrix).double().sum(-1)
 
 
@@ -184,24 +200,30 @@ class _NuclearNorm(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, matrix: Tensor) -> Tensor:  # noqa: ANN401 - torch's context
+    def forward(ctx: Any, matrix: Tensor, scale: float) -> Tensor:  # noqa: ANN401 - torch's context
         left, values, right = torch.linalg.svd(matrix, full_matrices=False)
-        noise = values[..., :1] * max(matrix.shape[-2:]) * torch.finfo(matrix.dtype).eps
+        epsilon = torch.finfo(matrix.dtype).eps
+        noise = (values[..., :1] * max(matrix.shape[-2:]) * epsilon).clamp(min=scale * epsilon)
         ctx.save_for_backward((left * (values > noise)[..., None, :]) @ right)
         return values.double().sum(-1)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:  # noqa: ANN401
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        if torch.is_grad_enabled():
+            raise RuntimeError("a Fréchet distance has no second derivatives here: leave out create_graph")
         (direction,) = ctx.saved_tensors
-        return (gradients[0][..., None, None] * direction).to(direction.dtype)
+        return (gradients[0][..., None, None] * direction).to(direction.dtype), None
 
 
 def _equally_long(items: Float[Tensor, " n frames dim"], other: Gaussian, dtype: torch.dtype) -> Float[Tensor, " n"]:
     other = other.to(items.device)
     mean, centred = centre(items)
     scale = (items.shape[1] - 1) ** 0.5
-    cross = centred.to(dtype) @ other.root.to(dtype)
-    total = nuclear_norm(cross) if cross.requires_grad else _nuclear_norms(cross)
+    cross = centred.to(tensor_dtype(dtype)) @ other.root.to(dtype)
+    if cross.requires_grad:
+        total = nuclear_norm(cross, (centred.detach().square().sum((1, 2)).max() * other.trace).sqrt().item())
+    else:
+        total = _nuclear_norms(cross)
     traces = centred.square().sum((1, 2)) / scale**2 + other.trace
     return ((mean - other.mean).square().sum(1) + traces - 2 * total / scale).clamp(min=0)
 
@@ -213,28 +235,37 @@ def _nuclear_norms(centred: Float[Tensor, " n frames rank"]) -> Float[Tensor, " 
     """
     frames, rank = centred.shape[1:]
     if centred.dtype != torch.float64:
-        return nuclear_norm(centred)
+        return nuclear_norm(centred, 0.0)
     if frames - 1 <= rank:
         values = torch.linalg.eigvalsh(centred @ centred.mT)[:, 1:]  # centring makes one exact zero
     else:
         values = torch.linalg.eigvalsh(centred.mT @ centred)
     total = values.clamp(min=0).sqrt().sum(1)
-    poor = values[:, 0] < 1e-4 * values[:, -1]
+    poor = values[:, 0] <= 1e-4 * values[:, -1]
     if poor.any():
-        total[poor] = nuclear_norm(centred[poor])
+        total[poor] = nuclear_norm(centred[poor], 0.0)
     return total
+
+
+def tensor_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The same type of number; InputError unless it is single or double precision."""
+    if dtype not in (torch.float32, torch.float64):
+        raise InputError(f"expected torch.float64 or torch.float32 as dtype, got {dtype}: leave it out for the default")
+    return dtype
 
 
 def _items(frames: Array | Sequence[Array]) -> list[Tensor]:
     """Each item's frames (frames x dim), checked."""
-    if isinstance(frames, Array):
+    if isinstance(frames, Tensor | np.ndarray):
         together = tensor(frames)
         if together.ndim != 3:
             raise InputError(
                 f"expected items x frames x dim, or a list of items, got shape {tuple(together.shape)}: reshape it"
             )
         frames = list(together)
-    items = [vectors(item, f"item {number}") for number, item in enumerate(frames)]
+    elif not isinstance(frames, list | tuple):
+        raise InputError(f"expected items x frames x dim, or a list of items, got {type(frames).__name__}: convert it")
+    items = [usual(vectors(item, f"item {number}"), f"item {number}") for number, item in enumerate(frames)]
     for number, item in enumerate(items):
         if item.shape[1] != items[0].shape[1]:
             raise InputError(

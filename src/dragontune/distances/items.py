@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dragontune.data import Rows
-from dragontune.distances.inputs import Array, finite, tensor, vectors
+from dragontune.distances.inputs import Array, finite, tensor, usual, vectors
 from dragontune.errors import InputError
 
 
@@ -26,20 +27,25 @@ class Items(Rows):
 
         Raises InputError for other shapes, no items, empty items, NaN or infinity.
         """
-        if isinstance(given, Array):
+        if isinstance(given, Tensor | np.ndarray):
             values = tensor(given)
             if values.ndim == 2:
-                rows = vectors(values, name, 1)
+                rows = usual(vectors(values, name, 1), name)
                 return cls(torch.ones_like(rows[:, 0]), rows, rows[:, None][:, :0])
             if values.ndim != 3 or 0 in values.shape:
                 raise InputError(
                     f"expected {name} as vectors (n x dim) or items of frames (n x frames x dim), got shape "
                     f"{tuple(values.shape)}: reshape it"
                 )
-            return cls._of_frames(finite(values, name), torch.full_like(values[:, 0, 0], values.shape[1]))
-        parts = [vectors(part, f"item {number} of {name}", 1) for number, part in enumerate(given)]
-        if not parts or len({part.shape[1] for part in parts}) > 1:
-            raise InputError(f"expected items of one dimension in {name}, got {sorted({p.shape[1] for p in parts})}")
+            return cls._of_frames(usual(finite(values, name), name), torch.full_like(values[:, 0, 0], values.shape[1]))
+        if not isinstance(given, list | tuple):
+            raise InputError(f"expected {name} as an array or a list of items, got {type(given).__name__}: convert it")
+        parts = [usual(vectors(part, f"item {number} of {name}", 1), name) for number, part in enumerate(given)]
+        dims = sorted({part.shape[1] for part in parts})
+        if len(dims) != 1:
+            raise InputError(
+                f"expected items of one dimension in {name}, got {dims or 'no items'}: embed all with the same encoder"
+            )
         longest = max(len(part) for part in parts)
         frames = torch.stack([torch.nn.functional.pad(part, (0, 0, 0, longest - len(part))) for part in parts])
         return cls._of_frames(frames, torch.tensor([len(part) for part in parts]).to(frames))
@@ -62,6 +68,14 @@ class Items(Rows):
     def project(self, root: Float[Tensor, " dim rank"]) -> "Items":
         """In the coordinates of a root of the reference's covariance."""
         return Items(self.count, self.mean @ root, self.centred @ root)
+
+    def detached(self) -> "Items":
+        """Without gradients."""
+        return Items(self.count, self.mean.detach(), self.centred.detach())
+
+    def scaled(self, factor: float) -> "Items":
+        """All frames multiplied."""
+        return Items(self.count, factor * self.mean, factor * self.centred)
 
     def moved(self, origin: Float[Tensor, " dim"]) -> "Items":
         """About another origin."""
@@ -108,6 +122,12 @@ class Traces:
         apart = (own[:, None] + other - 2 * self.sums @ self.other_sums.mT).clamp(min=0)
         count = self.count.sum() - self.count[:, None] + self.other_count
         return Exchanged(count, apart, self.squares.sum() - self.squares[:, None] + self.other_squares)
+
+    def hidden_by(self, share: float) -> Bool[Tensor, " m"]:
+        """Members without which less than `share` of the scatter is left."""
+        left = (self.count.sum() - self.count).clamp(min=1)
+        rest = self.squares.sum() - self.squares - self.sums.square().sum(1) / left
+        return rest < share * self.squares.sum()
 
     def pairs(self, i: Int[Tensor, " k"], j: Int[Tensor, " k"]) -> "Exchanged":
         """Of some exchanges."""

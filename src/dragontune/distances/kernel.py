@@ -150,7 +150,7 @@ class KernelReference:
             InputError: fewer than two vectors, NaN or infinity, an unknown kernel, a bandwidth that is not above 0, or
                 none given and a median distance of 0.
         """
-        vectors = inputs.vectors(samples, "the reference").detach()
+        vectors = inputs.vectors(samples, "the reference").detach().clone()
         chosen = _kernel(kernel, bandwidth).resolved(vectors)
         n, total, own = len(vectors), kernel_total(chosen, vectors).item(), chosen.diagonal(vectors).sum().item()
         return cls(vectors, chosen, (total - own) / (n * (n - 1)), total / n**2)
@@ -261,7 +261,7 @@ def kernel_total(kernel: Kernel, a: Float[Tensor, " n dim"]) -> Float[Tensor, ""
         total = total + _block_sums(kernel, part, part, len(parts) > 1).sum()
         for later in parts[at + 1 :]:
             total = total + 2 * _block_sums(kernel, part, later, True).sum()
-    return _held(total)
+    return held(total)
 
 
 def kernel_means(kernel: Kernel, a: Float[Tensor, " n dim"], b: Float[Tensor, " m dim"]) -> Float[Tensor, " n"]:
@@ -271,7 +271,7 @@ def kernel_means(kernel: Kernel, a: Float[Tensor, " n dim"], b: Float[Tensor, " 
         blocks = b.split(BLOCK // len(part))
         sums = [_block_sums(kernel, part, block, len(a) * len(b) > BLOCK) for block in blocks]
         means.append(torch.stack(sums).sum(0) / len(b))
-    return _held(torch.cat(means))
+    return held(torch.cat(means))
 
 
 def _block_sums(kernel: Kernel, a: Tensor, b: Tensor, again: bool) -> Tensor:
@@ -287,7 +287,8 @@ def _block_sums(kernel: Kernel, a: Tensor, b: Tensor, again: bool) -> Tensor:
     return found
 
 
-def _held(values: Tensor) -> Tensor:
+def held(values: Tensor) -> Tensor:
+    """The same kernel values; InputError where they are not finite."""
     if not values.detach().isfinite().all():
         raise InputError(
             "expected a kernel that float64 can hold, got NaN or infinity: bring the vectors to unit scale"

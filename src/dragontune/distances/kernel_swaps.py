@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dragontune.distances import inputs
 from dragontune.distances.inputs import Array
-from dragontune.distances.kernel import Kernel, KernelReference, kernel_means, kernel_reference
+from dragontune.distances.kernel import Kernel, KernelReference, held, kernel_means, kernel_reference
 from dragontune.distances.swaps import Positions, Swaps
 
 
@@ -43,8 +43,8 @@ class KernelSwaps(Swaps):
         self._kernel, self._unbiased = known.kernel, unbiased
         self._itself = known.itself(unbiased)
         self._to_reference = kernel_means(self._kernel, self._items, known.vectors)
-        self._diagonal = self._kernel.diagonal(self._items)
-        self._rows = self._kernel(members, self._items)
+        self._diagonal = held(self._kernel.diagonal(self._items))
+        self._rows = held(self._kernel(members, self._items))
         self._sum()
 
     @property

@@ -6,14 +6,14 @@ digits and merging is exact to rounding.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dragontune.data import Rows
-from dragontune.distances.inputs import Array, finite, tensor
+from dragontune.distances.inputs import Array, finite, tensor, vectors
 from dragontune.errors import InputError
 
 Shrinkage = Literal["none", "oas"]
@@ -30,10 +30,13 @@ class Moments(Rows):
     @classmethod
     def of(cls, frames: Array, mask: Float[Tensor, " n frames 1"] | None = None) -> "Moments":
         """One row for each item's frames (n x frames x dim); frames whose mask is 0 do not count. Gradients pass."""
-        values = tensor(frames)
+        values = finite(tensor(frames), "frames") if mask is None else tensor(frames)
+        if values.ndim != 3:
+            raise InputError(f"expected items x frames x dim, got shape {tuple(values.shape)}: reshape it")
         weight = torch.ones_like(values[..., :1]) if mask is None else mask.to(values)
         count = weight.sum((1, 2))
-        mean = (values * weight).sum(1) / count.clamp(min=1)[:, None]
+        values = torch.where(weight > 0, values, 0.0)
+        mean = values.sum(1) / count.clamp(min=1)[:, None]
         centred = (values - mean[:, None]) * weight
         correction = centred.sum(1) / count.clamp(min=1)[:, None]  # what rounding left of the mean
         centred = centred - correction[:, None] * weight
@@ -47,7 +50,7 @@ class Moments(Rows):
         """
         total: Moments | None = None
         for chunk in chunks:
-            part = Moments.of(finite(tensor(chunk), "a chunk")[None])
+            part = Moments.of(vectors(chunk, "a chunk", 1)[None])
             total = part if total is None else Moments.join([total, part]).merge()
         if total is None:
             raise InputError("expected at least one chunk of vectors, got an empty stream: give it some data")
@@ -64,22 +67,33 @@ class Moments(Rows):
     def covariance(self, shrinkage: Shrinkage = "none") -> Float[Tensor, " n dim dim"]:
         """Covariances with Bessel's correction; each row needs two vectors.
 
-        `oas` shrinks towards a multiple of the identity (Chen, Wiesel, Eldar & Hero 2010, eq. 23), for sets with fewer
-        vectors than dimensions; the distance to another set is then no longer that of the plain covariances.
+        `oas` shrinks towards a multiple of the identity (Chen, Wiesel, Eldar & Hero 2010, eq. 23, with count - 1 for
+        their n, since the mean is estimated too), for sets with fewer vectors than dimensions; the distance to another
+        set is then no longer that of the plain covariances.
         """
         if (self.count < 2).any():
-            raise InputError(f"a covariance needs 2 vectors or more, got {int(self.count.min())}: add items")
+            raise InputError(f"expected 2 vectors or more for a covariance, got {int(self.count.min())}: add items")
         covariance = self.scatter / (self.count - 1)[:, None, None]
-        return covariance if shrinkage == "none" else _oas(covariance, self.count)
+        if check_shrinkage(shrinkage) == "none":
+            return covariance
+        share = oas_share(covariance, self.count - 1)[:, None, None]
+        identity = torch.eye(covariance.shape[-1], dtype=covariance.dtype, device=covariance.device)
+        level = covariance.diagonal(dim1=1, dim2=2).mean(1)[:, None, None]
+        return (1 - share) * covariance + share * level * identity
 
 
-def _oas(covariance: Float[Tensor, " n dim dim"], count: Float[Tensor, " n"]) -> Float[Tensor, " n dim dim"]:
-    """Oracle approximating shrinkage: (1 - rho) S + rho tr(S) / dim I."""
+def check_shrinkage(name: str) -> str:
+    """The same name; InputError if there is none such."""
+    if name not in get_args(Shrinkage):
+        raise InputError(f"expected a shrinkage of {', '.join(get_args(Shrinkage))}, got {name!r}: choose one of them")
+    return name
+
+
+def oas_share(covariance: Float[Tensor, " n dim dim"], count: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The share rho of (1 - rho) S + rho tr(S) / dim I; `count` are degrees of freedom."""
     dim = covariance.shape[-1]
     square = covariance.square().sum((1, 2))
     trace = covariance.diagonal(dim1=1, dim2=2).sum(1)
     above = (1 - 2 / dim) * square + trace.square()
     below = (count + 1 - 2 / dim) * (square - trace.square() / dim)
-    rho = torch.where(below > 0, above / below.clamp(min=1e-300), 1.0).clamp(max=1.0)[:, None, None]
-    identity = torch.eye(dim, dtype=covariance.dtype, device=covariance.device)
-    return (1 - rho) * covariance + rho * (trace / dim)[:, None, None] * identity
+    return torch.where(below > 0, above / below.clamp(min=1e-300), 1.0).clamp(max=1.0)

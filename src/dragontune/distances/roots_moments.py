@@ -25,7 +25,9 @@ class MomentRoots:
     @cached_property
     def value(self) -> float:
         """The trace of the root of the scatter."""
-        return _roots(self._scatter[None])[0].item() if self._well else self._direct_value
+        if self._well:
+            return self._eigen[0].sqrt().sum().item()
+        return torch.linalg.svdvals(self.members.stacked().flatten(0, 1)).sum().item()
 
     @cached_property
     def _scatter(self) -> Float[Tensor, " dim dim"]:
@@ -41,10 +43,6 @@ class MomentRoots:
         """Whether eigenvalues are accurate: otherwise singular values of the frames themselves are taken."""
         values = self._eigen[0]
         return bool(values[0] > POOR * values[-1])
-
-    @property
-    def _direct_value(self) -> float:
-        return torch.linalg.svdvals(self.members.stacked().flatten(0, 1)).sum().item()
 
     def table(self, change: Float[Tensor, " m c"]) -> Float[Tensor, " m c"]:
         """The trace of the root after every exchange."""
@@ -71,7 +69,12 @@ class MomentRoots:
         shift = shift / count.sqrt()[:, None]
         scatter = torch.baddbmm(self._scatter, coming.mT, coming)
         scatter = torch.baddbmm(scatter, leaving.mT, leaving, alpha=-1)
-        return _roots(scatter.sub_(shift[:, :, None] * shift[:, None, :]))
+        values = torch.linalg.eigvalsh(scatter.sub_(shift[:, :, None] * shift[:, None, :]))
+        found = values.clamp(min=0).sqrt().sum(1)
+        poor = values[:, 0] < POOR * values[:, -1].clamp(min=self._eigen[0][-1])  # what is left hides in the rounding
+        if poor.any():
+            found[poor] = direct(self.members, self.others, i[poor], j[poor])
+        return found
 
     def screen(self) -> Float[Tensor, " m c"]:
         """`table` to second order in the change of the scatter."""
@@ -99,7 +102,7 @@ class MomentRoots:
         m, c = len(rows), len(others)
         own, other = rows.new_zeros(m), rows.new_zeros(c)
         both = rows.new_zeros(m, c)
-        size = max(1, self.memory // (8 * 2 * (m + c) * len(roots)))
+        size = max(1, self.memory // (8 * 2 * (m + c) * max(1, len(roots))))
         for some in torch.arange(len(roots), device=roots.device).split(size):
             weight = 1 / (roots[some, None] * roots * (roots[some, None] + roots))
             mine, theirs = (((x[:, :, some].mT @ x) * weight.sqrt()).flatten(1) for x in (rows, others))
@@ -113,13 +116,17 @@ def direct(members: Items, candidates: Items, i: Int[Tensor, " k"], j: Int[Tenso
     """The trace of the root after some exchanges, from the singular values of all frames: slow, and always right."""
     found = []
     for a, b in zip(i.tolist(), j.tolist(), strict=True):
-        keep = torch.arange(len(members), device=i.device) != a
-        new = Items.join(
-            [padded(members[keep.nonzero()[:, 0]], candidates), padded(candidates[j.new_tensor([b])], members)]
-        )
-        rows = new.moved(new.pooled_mean()).stacked().flatten(0, 1)
+        items = exchanged(members, candidates, a, b)
+        rows = items.moved(items.pooled_mean()).stacked().flatten(0, 1)
         found.append(torch.linalg.svdvals(rows).sum())
     return torch.stack(found) if found else torch.zeros(0, dtype=torch.float64, device=i.device)
+
+
+def exchanged(members: Items, candidates: Items, i: int, j: int) -> Items:
+    """The set after an exchange."""
+    keep = torch.arange(len(members), device=members.mean.device) != i
+    new = torch.tensor([j], device=members.mean.device)
+    return Items.join([padded(members[keep.nonzero()[:, 0]], candidates), padded(candidates[new], members)])
 
 
 def padded(items: Items, like: Items) -> Items:
@@ -128,9 +135,3 @@ def padded(items: Items, like: Items) -> Items:
     if more <= 0:
         return items
     return Items(items.count, items.mean, torch.nn.functional.pad(items.centred, (0, 0, 0, more)))
-
-
-def _roots(scatter: Float[Tensor, " k dim dim"]) -> Float[Tensor, " k"]:
-    values = torch.linalg.eigvalsh(scatter)
-    noise = values[:, -1:] * values.shape[1] * torch.finfo(values.dtype).eps
-    return torch.where(values > noise, values, 0.0).sqrt().sum(1)

@@ -36,11 +36,21 @@ class Basis:
 
     @classmethod
     def of(cls, rows: Float[Tensor, " n dim"], null: Float[Tensor, " n"], noise: float) -> "Basis":
-        """Of rows with null' rows = 0; what is shorter than `noise` is rounding."""
-        left, values, right = torch.linalg.svd(rows, full_matrices=False)
-        possible = min(len(rows) - 1, rows.shape[1])
-        keep = torch.arange(len(values), device=values.device) < possible
-        keep &= (values > RANK * values[:1]) & (values > noise)
+        """Of rows with null' rows = 0; what is shorter than `noise` is rounding.
+
+        Decomposed in the complement of `null`: left vectors that are orthogonal to it only up to the rounding of the
+        centring would spoil what follows where the set has small singular values.
+        """
+        mirror = null.clone()
+        mirror[0] += 1.0 if mirror[0] >= 0 else -1.0
+        mirror = mirror / mirror.norm()  # a Householder reflection that takes `null` to the first axis
+
+        def reflect(columns: Tensor) -> Tensor:
+            return columns - 2 * mirror[:, None] * (mirror @ columns)
+
+        left, values, right = torch.linalg.svd(reflect(rows)[1:], full_matrices=False)
+        keep = (values > RANK * values[:1]) & (values > noise)
+        left = reflect(torch.cat([torch.zeros_like(left[:1]), left]))
         return cls(left[:, keep], values[keep], right[keep].mT, null)
 
     @property

@@ -49,7 +49,10 @@ class Swaps(ABC):
 
     def accept(self, i: int, j: int) -> None:
         """Exchange member i with candidate j."""
-        i, j = (int(position[0]) for position in self.positions(i, j))
+        first, second = self.positions(i, j)
+        if len(first) != 1:
+            raise InputError(f"expected one exchange to accept, got {len(first)}: accept them one after another")
+        i, j = int(first[0]), int(second[0])
         row = self.members[i].clone()
         self.members[i], self.candidates[j] = self.candidates[j], row
         self._exchanged(i, j)
@@ -61,12 +64,18 @@ class Swaps(ABC):
         """A first look at every exchange: the table, unless `approximate`."""
         return self.table()
 
-    def best(self, highest: bool = False, verify: int = 10) -> tuple[int, int, float]:
-        """The exchange with the lowest (or highest) value, the first of equals, and that value.
+    def best(
+        self, highest: bool = False, verify: int = 10, look: Float[Tensor, " m c"] | None = None
+    ) -> tuple[int, int, float]:
+        """The exchange with the lowest (or highest) value, and that value.
 
-        Where the first look is approximate, the best `verify` of it are evaluated exactly.
+        Where the first look is approximate, the best `verify` of it are evaluated exactly. `look` is the screen, if the
+        caller has it already.
         """
-        look = self.screen() if highest else -self.screen()
+        if verify < 1:
+            raise InputError(f"expected at least 1 exchange to verify, got {verify}: 10 is the default")
+        look = self.screen() if look is None else look
+        look = look if highest else -look
         width = look.shape[1]
         if not self.approximate:
             i, j = divmod(int(look.argmax()), width)
@@ -84,17 +93,25 @@ class Swaps(ABC):
         """Both as tensors of one length; InputError for positions that are not there."""
         found = []
         for name, given, count in (("member", i, len(self.members)), ("candidate", j, len(self.candidates))):
-            at = torch.as_tensor(given).cpu().reshape(-1)
-            if at.is_floating_point() or at.dtype == torch.bool:
-                raise InputError(f"expected whole numbers as positions of a {name}, got {at.dtype}: convert them")
-            if len(at) and not (int(at.min()) >= 0 and int(at.max()) < count):
-                wrong = int(at[(at < 0) | (at >= count)][0])
-                raise InputError(f"expected the position of a {name} from 0 to {count - 1}, got {wrong}")
-            found.append(at.long())
+            try:
+                at = torch.as_tensor(given).cpu().reshape(-1)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise InputError(f"expected whole numbers for the {name}, got {given!r}: convert them") from error
+            if len(at) and (at.is_floating_point() or at.is_complex() or at.dtype == torch.bool):
+                raise InputError(f"expected whole numbers for the {name}, got {at.dtype}: convert them")
+            at = at.long()
+            wrong = at[(at < 0) | (at >= count)]
+            if len(wrong):
+                raise InputError(
+                    f"expected the position of a {name} from 0 to {count - 1}, got {int(wrong[0])}: choose one of these"
+                )
+            found.append(at)
         first, second = found
         if len(first) != len(second):
-            if 1 not in (len(first), len(second)):
-                raise InputError(f"expected as many members as candidates, got {len(first)} and {len(second)}")
+            if 1 not in (len(first), len(second)) or 0 in (len(first), len(second)):
+                raise InputError(
+                    f"expected as many members as candidates, got {len(first)} and {len(second)}: give pairs"
+                )
             first, second = (at.expand(max(len(first), len(second))) for at in (first, second))
         return first, second
 
@@ -157,8 +174,17 @@ class Total(Swaps):
     """A weighted sum of the values of several swaps over the same items; with one term of factor -1, its negative."""
 
     def __init__(self, terms: Sequence[tuple[float, Swaps]]) -> None:
-        first = terms[0][1]
+        if not terms:
+            raise InputError("expected at least one term of a sum of swaps, got none: add one")
+        first, kinds = terms[0][1], {id(swaps) for _, swaps in terms}
+        same = all(
+            torch.equal(swaps.members, first.members) and torch.equal(swaps.candidates, first.candidates)
+            for _, swaps in terms
+        )
+        if len(kinds) < len(terms) or not same:
+            raise InputError("expected different swaps over the same items, got shared or unequal ones: make each anew")
         super().__init__(len(first.members), len(first.candidates))
+        self.members, self.candidates = first.members.clone(), first.candidates.clone()
         self._terms = [_Term(factor, swaps) for factor, swaps in terms]
         self.approximate = any(swaps.approximate for _, swaps in terms)
 
