@@ -182,7 +182,7 @@ def test_wrong_input():
     x, y = randn(5, 3), randn(4, 3)
     with pytest.raises(InputError, match="2 vectors or more"):
         VendiSwaps(x[:1], y)
-    with pytest.raises(InputError, match="1 vectors or more"):
+    with pytest.raises(InputError, match="1 vector or more"):
         VendiSwaps(x, y[:0])
     with pytest.raises(InputError, match="dimension 3"):
         VendiSwaps(x, randn(4, 2))
