@@ -108,12 +108,12 @@ def test_frames_that_repeat(seed: int, k: int, data: st.DataObject):
     assert worst(FrechetSwaps(items[:8], fit, items[8:]), items[:8], fit, items[8:]) < 1e-10
 
 
-@pytest.mark.parametrize("dead", [0, 5])
-def test_items_of_many_frames(dead: int):
-    x, candidates = embeddings(12, 20, 16), embeddings(6, 20, 16, seed=1)
+@pytest.mark.parametrize(("dead", "decay"), [(0, 1.0), (5, 1.0), (0, 3.0), (0, 5.0), (0, 9.0)])
+def test_items_of_many_frames(dead: int, decay: float):
+    x, candidates = embeddings(12, 20, 16, decay=decay), embeddings(6, 20, 16, seed=1, decay=decay)
     for part in (x, candidates):
         part[..., 16 - dead :] = 0
-    fit = Gaussian.of(embeddings(300, 16, seed=2))
+    fit = Gaussian.of(embeddings(300, 16, seed=2, decay=decay))
     swaps = FrechetSwaps(x, fit, candidates)
     assert isinstance(swaps._now.roots, MomentRoots)
     assert worst(swaps, x, fit, candidates) < 1e-11

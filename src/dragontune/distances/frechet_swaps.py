@@ -163,7 +163,7 @@ class _State:
         own, other = own.moved(origin), other.moved(origin)
         roots: VectorRoots | FrameRoots | MomentRoots
         if swaps.approximate:
-            roots = MomentRoots(own, other, swaps.memory)
+            roots = MomentRoots(own, other, (members.moved(mean), others.moved(mean)), swaps._root, swaps.memory)
         elif own.centred.shape[1] == 0:
             roots = VectorRoots(own.mean, other.mean, noise, swaps.tolerance, swaps.memory)
         else:

@@ -14,13 +14,26 @@ from dragontune.distances.items import Items
 
 POOR = 1e-10
 """Below this ratio of the smallest to the largest eigenvalue, roots of eigenvalues lose digits."""
+CHOLESKY = 1e-6
+"""Below this ratio of the smallest to the largest diagonal entry, the Cholesky factor of a difference is too poor."""
 
 
 class MomentRoots:
-    """For sets of items of many frames; members and candidates about the members' pooled mean."""
+    """For sets of items of many frames; members and candidates about the members' pooled mean.
 
-    def __init__(self, members: Items, candidates: Items, memory: int) -> None:
+    `plain` are the same items before they were projected onto the root of the reference's covariance.
+    """
+
+    def __init__(
+        self,
+        members: Items,
+        candidates: Items,
+        plain: tuple[Items, Items],
+        root: Float[Tensor, " dim rank"],
+        memory: int,
+    ) -> None:
         self.members, self.others, self.memory = members, candidates, memory
+        self.plain, self.root = plain, root
 
     @cached_property
     def value(self) -> float:
@@ -32,6 +45,11 @@ class MomentRoots:
     @cached_property
     def _scatter(self) -> Float[Tensor, " dim dim"]:
         rows = self.members.stacked().flatten(0, 1)
+        return rows.mT @ rows
+
+    @cached_property
+    def _plain_scatter(self) -> Float[Tensor, " dim dim"]:
+        rows = self.plain[0].stacked().flatten(0, 1)
         return rows.mT @ rows
 
     @cached_property
@@ -53,25 +71,33 @@ class MomentRoots:
     def pairs(
         self, i: Int[Tensor, " k"], j: Int[Tensor, " k"], change: Float[Tensor, " k"] | None = None
     ) -> Float[Tensor, " k"]:
-        """The trace of the root after some exchanges."""
-        if not self._well:
-            return direct(self.members, self.others, i, j)
-        dim = self._scatter.shape[-1]
+        """The trace of the root after some exchanges: by the quickest way that is accurate for each."""
+        dim = len(self.root)
         size = max(1, self.memory // (8 * 6 * dim * dim))
         parts = [self._after(a, b) for a, b in zip(i.split(size), j.split(size), strict=True)]
         return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=i.device)
 
     def _after(self, i: Int[Tensor, " k"], j: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
-        old, new = self.members[i], self.others[j]
-        leaving, coming = old.stacked(), new.stacked()
-        shift = new.mean * new.count[:, None] - old.mean * old.count[:, None]
-        count = self.members.count.sum() - old.count + new.count
-        shift = shift / count.sqrt()[:, None]
-        scatter = torch.baddbmm(self._scatter, coming.mT, coming)
-        scatter = torch.baddbmm(scatter, leaving.mT, leaving, alpha=-1)
-        values = torch.linalg.eigvalsh(scatter.sub_(shift[:, :, None] * shift[:, None, :]))
+        if not self._well:
+            return self._by_factors(i, j)
+        values = torch.linalg.eigvalsh(_exchanged(self._scatter, self.members, self.others, i, j))
         found = values.clamp(min=0).sqrt().sum(1)
         poor = values[:, 0] < POOR * values[:, -1].clamp(min=self._eigen[0][-1])  # what is left hides in the rounding
+        if poor.any():
+            found[poor] = self._by_factors(i[poor], j[poor])
+        return found
+
+    def _by_factors(self, i: Int[Tensor, " k"], j: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
+        """Singular values of Cholesky factor times root: their conditions multiply, not the squares of them."""
+        scatter = _exchanged(self._plain_scatter, *self.plain, i, j)
+        lower, failed = torch.linalg.cholesky_ex(scatter)
+        diagonal = lower.diagonal(dim1=1, dim2=2)
+        largest = torch.maximum(scatter, self._plain_scatter).diagonal(dim1=1, dim2=2).amax(1).sqrt()
+        poor = (failed > 0) | ~(diagonal.amin(1) > CHOLESKY * largest)
+        found = torch.zeros(len(i), dtype=torch.float64, device=i.device)
+        good = ~poor
+        if good.any():
+            found[good] = torch.linalg.svdvals(lower[good].mT @ self.root).sum(1)
         if poor.any():
             found[poor] = direct(self.members, self.others, i[poor], j[poor])
         return found
@@ -110,6 +136,18 @@ class MomentRoots:
             other += theirs.square().sum(1)
             both += mine @ theirs.mT
         return own, other, both
+
+
+def _exchanged(
+    scatter: Float[Tensor, " dim dim"], members: Items, candidates: Items, i: Int[Tensor, " k"], j: Int[Tensor, " k"]
+) -> Float[Tensor, " k dim dim"]:
+    """The scatter about the new mean after exchanges."""
+    old, new = members[i], candidates[j]
+    leaving, coming = old.stacked(), new.stacked()
+    shift = new.mean * new.count[:, None] - old.mean * old.count[:, None]
+    shift = shift / (members.count.sum() - old.count + new.count).sqrt()[:, None]
+    after = torch.baddbmm(torch.baddbmm(scatter, coming.mT, coming), leaving.mT, leaving, alpha=-1)
+    return after.sub_(shift[:, :, None] * shift[:, None, :])
 
 
 def direct(members: Items, candidates: Items, i: Int[Tensor, " k"], j: Int[Tensor, " k"]) -> Float[Tensor, " k"]:
