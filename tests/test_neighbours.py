@@ -153,8 +153,8 @@ def test_bad_input(measure):
     for x, reference, k, message in (
         (y, y, 4, "expected k below the number of vectors in .*, 4, got 4"),
         (y, y, 0, "k of 1 or more neighbours, got 0"),
-        (y, torch.zeros(0, 4), 1, "vectors or more in the reference"),
-        (torch.zeros(0, 4), y, 1, "vectors or more in x"),
+        (y, torch.zeros(0, 4), 1, "vectors? or more in the reference"),
+        (torch.zeros(0, 4), y, 1, "vectors? or more in x"),
         (y[:, :3], y, 1, "dimension . in "),
         (y * torch.nan, y, 1, "finite numbers in x, got nan"),
         (y, y.log(), 1, "finite numbers in the reference, got -inf"),
