@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dragontune.encoders.tiny import mel_filters
+from dragontune.media.spectrum import mel_filters
 from dragontune.generators.tiny import TinyAutoencoder
 from trainer import DEVICE, train
 

@@ -11,6 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dragontune.media.spectrum import mel_filters
+
 
 class FrameBlock(nn.Module):
     """Depthwise convolution over time, norm, two pointwise layers, residual."""
@@ -93,17 +95,3 @@ class TinyClapModel(ModelMixin, ConfigMixin):
         hidden = self.text(self.words(tokens) + self.places[: tokens.shape[1]], src_key_padding_mask=mask == 0)
         mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
         return functional.normalize(self.text_out(mean), dim=1)
-
-
-def mel_filters(rate: int, fft: int, mels: int) -> Float[Tensor, " mels bins"]:
-    """Triangular filters, equally spaced on the mel scale of O'Shaughnessy (1987), from 30 Hz to half the rate."""
-    edges = torch.linspace(_mel(30.0), _mel(rate / 2), mels + 2)
-    hertz = 700 * (10 ** (edges / 2595) - 1)
-    bins = torch.linspace(0, rate / 2, fft // 2 + 1)
-    rising = (bins - hertz[:-2, None]) / (hertz[1:-1] - hertz[:-2])[:, None]
-    falling = (hertz[2:, None] - bins) / (hertz[2:] - hertz[1:-1])[:, None]
-    return torch.minimum(rising, falling).clamp(min=0)
-
-
-def _mel(hertz: float) -> float:
-    return 2595 * float(torch.log10(torch.tensor(1 + hertz / 700)))
