@@ -143,7 +143,7 @@ def test_folders_without_audio_and_paths_that_are_not_there(tmp_path: Path):
     with pytest.raises(InputError):
         open_reference(Blocks(), tmp_path / "nothing")
     (tmp_path / "torn.wav").write_bytes(b"RIFF")
-    with pytest.warns(UserWarning, match=r"torn\.wav"), pytest.raises(InputError, match="none of the audio files"):
+    with pytest.warns(UserWarning, match=r"torn\.wav"), pytest.raises(InputError, match="audio file that can be read"):
         open_reference(Blocks(), tmp_path)
     (tmp_path / "odd.npz").write_bytes(b"")
     with pytest.raises(InputError, match=r"odd\.npz"):

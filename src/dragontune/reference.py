@@ -1,12 +1,12 @@
 """Reference: the statistics of exemplars in an encoder's space, with where they came from.
 
-Stored as safetensors (mean, covariance) with a JSON header of provenance. A reference answers only to the encoder that
-made it: the encoder's digest is part of it. Left out: keeping the single embeddings (kernel distances need them).
+Stored as safetensors (mean, covariance, one vector an exemplar) with a header of provenance. A reference answers only
+to the encoder that made it: the encoder's digest is part of it. Left out: keeping every frame of every exemplar.
 """
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ _FIELDS = ("count", "items", "encoder", "encoder_digest", "source", "modality")
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """A Gaussian fitted to the frames of exemplars.
+    """A Gaussian fitted to the frames of exemplars, and the mean frame of each exemplar.
 
     >>> Reference.build(TinyClap(), (audio.read(path) for path in files), "my songs").save("songs.safetensors")
     """
@@ -45,19 +45,31 @@ class Reference:
     source: str
     modality: str
     """`audio` or `text`."""
+    vectors: Float[Tensor, " items dim"] | None = None
+    """The mean frame of each exemplar, in single precision; None where only the Gaussian was kept."""
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (hex) of the statistics and their provenance."""
         total = hashlib.sha256(repr([getattr(self, name) for name in _FIELDS]).encode())
-        for tensor in (self.mean, self.covariance):
-            total.update(tensor.contiguous().numpy().tobytes())
+        for tensor in self._tensors().values():
+            total.update(tensor.numpy().tobytes())
         return total.hexdigest()
 
     @cached_property
     def gaussian(self) -> Gaussian:
         """The statistics, ready for distances."""
         return Gaussian.of_moments(self.mean, self.covariance)
+
+    @cached_property
+    def item_vectors(self) -> Float[Tensor, " items dim"]:
+        """One vector an exemplar, in double precision; InputError where they were not kept."""
+        if self.vectors is None:
+            raise InputError(
+                f"expected a reference with one vector an exemplar, got one of {self.source} with mean and covariance "
+                "only: name the exemplars themselves, or build the reference again"
+            )
+        return self.vectors.double()
 
     @classmethod
     def build(cls, encoder: Encoder, exemplars: Iterable[Media] | Iterable[str], source: str) -> "Reference":
@@ -66,12 +78,12 @@ class Reference:
         Raises InputError where there are fewer than two frames, or where an embedding is not finite.
         """
         total: Moments | None = None
-        items, modalities = 0, set[str]()
+        vectors, modalities = list[Tensor](), set[str]()
         with torch.no_grad():
             for exemplar in exemplars:
                 embeddings = _embed(encoder, exemplar)
                 modalities.add("text" if isinstance(exemplar, str) else "audio")
-                items += len(embeddings)
+                vectors.append(embeddings.mean().float().cpu())
                 part = Moments.of(embeddings.frames, embeddings.mask()).merge()
                 total = part if total is None else Moments.join([total, part]).merge()
         if total is None or total.count.item() < 2:
@@ -81,13 +93,20 @@ class Reference:
         mean, covariance = total.mean[0], total.covariance()[0]
         if not (mean.isfinite().all() and covariance.isfinite().all()):
             raise InputError(f"the embeddings of {source} by {encoder.name} are not finite: look for a broken exemplar")
-        return cls(mean, covariance, int(total.count), items, encoder.name, encoder.digest, source, modalities.pop())
+        kept = torch.cat(vectors)
+        count, modality = int(total.count), modalities.pop()
+        return cls(mean, covariance, count, len(kept), encoder.name, encoder.digest, source, modality, kept)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file."""
         header = {name: str(getattr(self, name)) for name in _FIELDS} | {"digest": self.digest}
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file({"mean": self.mean.contiguous(), "covariance": self.covariance.contiguous()}, str(path), header)
+        save_file(self._tensors(), str(path), header)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """What is stored: the vectors only where there are some."""
+        found = {"mean": self.mean, "covariance": self.covariance, "vectors": self.vectors}
+        return {name: tensor.contiguous() for name, tensor in found.items() if tensor is not None}
 
     @classmethod
     def load(cls, path: str | Path) -> "Reference":
@@ -96,11 +115,13 @@ class Reference:
             with safe_open(str(path), framework="pt") as file:
                 header = file.metadata() or {}
                 mean, covariance = file.get_tensor("mean"), file.get_tensor("covariance")
+                vectors = file.get_tensor("vectors") if "vectors" in file.keys() else None  # noqa: SIM118 - no mapping
             count, items = int(header["count"]), int(header["items"])
             words = [header[name] for name in _FIELDS[2:]]
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             raise InputError(f"{path} is not a reference ({error}): build it with `dragontune reference`") from error
-        reference = cls(mean, covariance, count, items, *words)
+        encoder, digest, source, modality = words
+        reference = cls(mean, covariance, count, items, encoder, digest, source, modality, vectors)
         if reference.digest != header.get("digest"):
             raise InputError(f"{path} does not agree with its own digest, it was damaged or edited: build it again")
         return reference
@@ -115,9 +136,9 @@ class Reference:
 
 
 def open_reference(encoder: Encoder, exemplars: str | Path | Reference) -> Reference:
-    """The reference behind what a recipe names: a stored one, a folder of audio, a `.txt` of captions (one a line).
+    """The reference behind what a recipe names: a stored one, a folder of audio, a playlist, or a `.txt` of captions.
 
-    Audio files that cannot be read are left out with a warning that names them. InputError where nothing is left, where
+    A playlist (`.m3u`, `.m3u8`) names one audio file a line, relative to itself; captions stand one a line. Audio files that cannot be read are left out with a warning that names them. InputError where nothing is left, where
     the encoder does not fit, or where captions meet an encoder without text.
     """
     if isinstance(exemplars, Reference):
@@ -125,8 +146,10 @@ def open_reference(encoder: Encoder, exemplars: str | Path | Reference) -> Refer
         return exemplars
     path = locate(exemplars)
     if path.is_dir():
-        return Reference.build(encoder, _readable(path), str(exemplars))
+        return Reference.build(encoder, _readable(path, audio.folder(path)), str(exemplars))
     match path.suffix.lower():
+        case ".m3u" | ".m3u8":
+            return Reference.build(encoder, _readable(path, audio.playlist(path)), str(exemplars))
         case ".safetensors":
             reference = Reference.load(path)
             reference.check(encoder)
@@ -135,7 +158,8 @@ def open_reference(encoder: Encoder, exemplars: str | Path | Reference) -> Refer
             return Reference.build(encoder, _captions(path), str(exemplars))
         case _:
             raise InputError(
-                f"exemplars are a folder of audio, a .txt of captions or a .safetensors reference, got {exemplars}"
+                "expected exemplars as a folder of audio, an .m3u playlist, a .txt of captions or a .safetensors "
+                f"reference, got {exemplars}: name one of these"
             )
 
 
@@ -147,10 +171,10 @@ def _embed(encoder: Encoder, exemplar: Media | str) -> Embeddings:
     return encoder.embed_text([exemplar])
 
 
-def _readable(folder: Path) -> Iterator[audio.Audio]:
-    """The audio files of a folder that can be read."""
+def _readable(source: Path, paths: Sequence[Path]) -> Iterator[audio.Audio]:
+    """The audio files that can be read."""
     count = 0
-    for path in audio.folder(folder):
+    for path in paths:
         try:
             clip = audio.read(path)
         except InputError as error:
@@ -159,7 +183,7 @@ def _readable(folder: Path) -> Iterator[audio.Audio]:
         count += 1
         yield clip
     if count == 0:
-        raise InputError(f"none of the audio files in {folder} can be read: give a folder with at least one good file")
+        raise InputError(f"expected an audio file that can be read in {source}, got none: add a good one")
 
 
 def _captions(path: Path) -> list[str]:

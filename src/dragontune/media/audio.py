@@ -114,6 +114,23 @@ def folder(path: str | Path) -> list[Path]:
     return found
 
 
+def playlist(path: str | Path) -> list[Path]:
+    """The files an `.m3u` playlist names, one a line, relative to the playlist; lines with # are comments.
+
+    Raises:
+        InputError: it is not text, or names no file; a file that is not there is named when it is read.
+    """
+    path = Path(path)
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected a playlist in UTF-8, one file a line, got {path} ({error}); correct it") from error
+    found = [path.parent / line for line in lines if line and not line.startswith("#")]
+    if not found:
+        raise InputError(f"expected one audio file a line in {path}, got none; name some")
+    return found
+
+
 def _audio_files(path: Path) -> Iterator[Path]:
     for file in path.rglob("*"):
         hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
