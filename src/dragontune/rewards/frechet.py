@@ -1,12 +1,11 @@
 """Fréchet rewards: minus the distance to exemplars, of a whole set or of each item (DRAGON, Bai et al. 2025).
 
-The encoder and the exemplars are the reward. Exemplars may be texts where the encoder embeds both (CLAP). A set's
-frames are pooled.
+A set's frames are pooled; an item is judged by its own frames. Left out: extrapolation to sets without end (evaluate
+sets of one size instead).
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from jaxtyping import Float
 from torch import Tensor
@@ -15,26 +14,15 @@ from dragontune.data import Samples
 from dragontune.distances.frechet import Gaussian, frechet_distance, frechet_distance_per_item
 from dragontune.distances.frechet_swaps import FrechetSwaps
 from dragontune.distances.swaps import Swaps, Total
-from dragontune.encoders.base import Embeddings, Encoder
+from dragontune.encoders.base import Embeddings
 from dragontune.errors import InputError
-from dragontune.reference import Reference, open_reference
 from dragontune.rewards.base import DifferentiableReward, DistributionReward, InstanceReward
+from dragontune.rewards.exemplar import ExemplarReward
 
 
 @dataclass(frozen=True, eq=False)
-class SetFrechet(DistributionReward[Embeddings], DifferentiableReward):
-    """Minus the Fréchet distance of all frames of a set to the exemplars.
-
-    `exemplars` is a folder of audio, a file of captions, a stored reference, or a `Reference`; read at the first use.
-    """
-
-    encoder: Encoder
-    exemplars: str | Path | Reference
-
-    @property
-    def needs_media(self) -> bool:
-        """As the encoder."""
-        return self.encoder.needs_media
+class SetFrechet(ExemplarReward[Embeddings], DistributionReward[Embeddings], DifferentiableReward):
+    """Minus the Fréchet distance of all frames of a set to those of the exemplars."""
 
     @property
     def distance(self) -> bool:
@@ -49,7 +37,7 @@ class SetFrechet(DistributionReward[Embeddings], DifferentiableReward):
     @cached_property
     def target(self) -> Gaussian:
         """The exemplars."""
-        return open_reference(self.encoder, self.exemplars).gaussian
+        return self.reference.gaussian
 
     def encode(self, samples: Samples) -> Embeddings:
         """Each item's frames, on the CPU in double precision."""
@@ -57,8 +45,7 @@ class SetFrechet(DistributionReward[Embeddings], DifferentiableReward):
 
     def score(self, features: Embeddings) -> Float[Tensor, ""]:
         """Minus the distance of the pooled frames."""
-        if len(features) < self.minimum:
-            raise InputError(f"SetFrechet needs at least {self.minimum} items in a set, got {len(features)}")
+        self.check_set(features)
         return -frechet_distance(features.pooled(), self.target)
 
     def swaps(self, first: Embeddings, second: Embeddings) -> Swaps:
@@ -67,16 +54,8 @@ class SetFrechet(DistributionReward[Embeddings], DifferentiableReward):
 
 
 @dataclass(frozen=True, eq=False)
-class SongFrechet(InstanceReward[Tensor], DifferentiableReward):
-    """Minus the Fréchet distance of one item's own frames to the exemplars; `exemplars` as in `SetFrechet`."""
-
-    encoder: Encoder
-    exemplars: str | Path | Reference
-
-    @property
-    def needs_media(self) -> bool:
-        """As the encoder."""
-        return self.encoder.needs_media
+class SongFrechet(ExemplarReward[Tensor], InstanceReward[Tensor], DifferentiableReward):
+    """Minus the Fréchet distance of one item's own frames to those of the exemplars."""
 
     @property
     def distance(self) -> bool:
@@ -86,7 +65,7 @@ class SongFrechet(InstanceReward[Tensor], DifferentiableReward):
     @cached_property
     def target(self) -> Gaussian:
         """The exemplars."""
-        return open_reference(self.encoder, self.exemplars).gaussian
+        return self.reference.gaussian
 
     def encode(self, samples: Samples) -> Float[Tensor, " n"]:
         """Each item's distance."""
