@@ -13,7 +13,7 @@ from dragontune.evaluation.comparison import Verdict
 from dragontune.evaluation.evaluate import Evaluation, evaluate
 from dragontune.evaluation.plots import Clip
 from dragontune.evaluation.report import MINUS, change, duration, numbers, percent, verb, write
-from dragontune.evaluation.statistics import WinRate
+from dragontune.evaluation.statistics import Change, WinRate
 from dragontune.rewards.base import Reward
 from dragontune.sampling import Sampler
 from fakes import Centre, Loudness, Pitch, Tones
@@ -160,7 +160,7 @@ def test_plots_are_the_same_every_time():
     assert drawn[0].startswith('<svg viewBox="')
 
 
-VERDICT = Verdict("d", "D", "set", True, True, -10.2, -7.04, WinRate(0.93, 0.88, 0.97))
+VERDICT = Verdict("d", "D", "set", True, True, -10.2, -7.04, WinRate(0.93, 0.88, 0.97), Change(2.8, 3.5))
 
 
 def test_distances_are_told_without_their_sign():

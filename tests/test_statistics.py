@@ -41,9 +41,31 @@ def test_half_wins_widen():
 
 
 def test_item_wins_count_ties_as_halves():
-    found = statistics.item_wins(torch.tensor([0.0, 0.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 2.0, 1.0]))
+    found, _ = statistics.item_wins(torch.tensor([0.0, 0.0, 1.0, 2.0]), torch.tensor([1.0, 0.0, 2.0, 1.0]), Key(0))
     assert found.rate == 0.625
-    assert found.low < found.rate < found.high
+    assert (found.low, found.high) == statistics.wilson(2.5, 4)
+
+
+def test_wilson_agrees_with_scipy_and_closed_forms():
+    from scipy.stats import binomtest
+
+    for wins, count in ((0, 5), (1, 30), (29, 30), (253, 420)):
+        score = binomtest(wins, count).proportion_ci(0.95, "wilson")
+        assert statistics.wilson(wins, count) == pytest.approx((score.low, score.high))
+    z = 1.959963984540054
+    assert statistics.wilson(4, 4) == pytest.approx((4 / (4 + z**2), 1.0))
+
+
+def test_the_paired_bootstrap_covers_the_mean_change():
+    """95 of 100 intervals should hold the true change of 0.3; fewer than 88 have a chance of about 1 in 500."""
+    draws, hits = torch.Generator().manual_seed(0), 0
+    for seed in range(100):
+        before = 5 * torch.randn(50, generator=draws)
+        after = before + 0.3 + torch.randn(50, generator=draws)
+        _, change = statistics.item_wins(before, after, Key(seed))
+        hits += change.low <= 0.3 <= change.high
+    assert 88 <= hits <= 100
+    assert change.high - change.low == pytest.approx(2 * 1.96 / 50**0.5, rel=0.4)
 
 
 def test_rounding_errors_are_ties():
@@ -54,29 +76,32 @@ def test_rounding_errors_are_ties():
 
 def test_subsets_are_of_the_size_asked_for_and_without_repetition():
     seen = []
-    statistics.subset_wins(lambda rows: float(seen.append(rows) or 1), 12, 5, 20, Key(0))
+    statistics.subset_wins(lambda rows: (0.0, float(seen.append(rows) or 1)), 12, 5, 20, Key(0))
     assert all(len(rows) == 5 and len(set(rows.tolist())) == 5 for rows in seen[:20])
     assert len({tuple(rows.tolist()) for rows in seen[:20]}) > 10
 
 
 def test_winning_every_subset_is_not_certainty():
-    found = statistics.subset_wins(lambda rows: 1.0, 30, 10, 100, Key(0))
+    found, change = statistics.subset_wins(lambda rows: (1.0, 3.0), 30, 10, 100, Key(0))
     assert (found.rate, found.high) == (1.0, 1.0)
     assert found.low == pytest.approx(0.025 ** (1 / 100))
+    assert (change.low, change.high) == (2.0, 2.0)
 
 
 @pytest.mark.parametrize("wins", [7, 28, 55])
 def test_whole_wins_are_not_rounded(wins):
     """7 / 100 * 100 is more than 7 in floating point."""
-    outcomes = iter([1.0] * wins + [0.0] * (100 - wins))
-    found = statistics.subset_wins(lambda rows: next(outcomes, wins / 100), 30, 10, 100, Key(0))
-    assert found.rate == wins / 100
-    assert (found.low, found.high) == pytest.approx(statistics.clopper_pearson(wins, 100))
+    low, high = statistics.clopper_pearson(wins, 100)
+    for rest, ends in ((1.0, (low, 1.0)), (0.0, (0.0, high))):  # every replicate is won, or lost
+        outcomes = iter([1.0] * wins + [0.0] * (100 - wins))
+        found, _ = statistics.subset_wins(lambda rows, o=outcomes, r=rest: (0.5, next(o, r)), 30, 10, 100, Key(0))
+        assert found.rate == wins / 100
+        assert (found.low, found.high) == pytest.approx(ends)
 
 
 def test_overlapping_subsets_get_a_wider_interval_than_independent_trials():
     gains = torch.randn(60, generator=torch.Generator().manual_seed(1))
-    found = statistics.subset_wins(lambda rows: float(gains[rows].sum() > 0), 60, 30, 100, Key(0))
+    found, _ = statistics.subset_wins(lambda rows: (0.0, gains[rows].sum().item()), 60, 30, 100, Key(0))
     low, high = statistics.clopper_pearson(found.rate * 100, 100)
     assert found.low <= low
     assert found.high >= high
@@ -88,21 +113,21 @@ def test_the_interval_covers():
     hits = 0
     for seed in range(10):
         gains = torch.randn(40, generator=torch.Generator().manual_seed(seed))
-        found = statistics.subset_wins(lambda rows, g=gains: float(g[rows].sum() > 0), 40, 10, 60, Key(seed))
+        found, _ = statistics.subset_wins(lambda rows, g=gains: (0.0, g[rows].sum().item()), 40, 10, 60, Key(seed))
         hits += found.low <= 0.5 <= found.high
     assert hits >= 8
 
 
 def test_same_key_same_interval():
     def compare(rows):
-        return float(rows.sum() % 2)
+        return 0.5, float(rows.sum() % 2)
 
     found = [statistics.subset_wins(compare, 20, 7, 30, Key(4)) for _ in range(2)]
     assert found[0] == found[1]
-    assert all(math.isfinite(value) for value in (found[0].rate, found[0].low, found[0].high))
+    assert all(math.isfinite(value) for value in (found[0][0].rate, found[0][1].low, found[0][1].high))
 
 
 def test_progress_ends_at_its_total():
     steps = []
-    statistics.subset_wins(lambda rows: 0.5, 8, 3, 10, Key(0), lambda done, total: steps.append((done, total)))
+    statistics.subset_wins(lambda rows: (0.5, 0.5), 8, 3, 10, Key(0), lambda done, total: steps.append((done, total)))
     assert [done for done, _ in steps] == list(range(1, steps[-1][1] + 1))

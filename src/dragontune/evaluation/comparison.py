@@ -1,7 +1,7 @@
 """Two models' generations side by side: every reward's verdict, the LoRA-scale sweep, the items to listen to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +10,7 @@ from torch import Tensor
 from dragontune.errors import NonFiniteError
 from dragontune.evaluation.generations import Costs, Generations, Making
 from dragontune.evaluation.plots import Clip
-from dragontune.evaluation.statistics import WinRate, item_wins, outcome, subset_wins
+from dragontune.evaluation.statistics import Change, WinRate, item_wins, outcome, subset_wins
 from dragontune.rewards.base import Features, InstanceReward, Reward
 from dragontune.seeding import Key
 
@@ -27,6 +27,8 @@ class Verdict:
     before: float
     after: float
     wins: WinRate
+    change: Change
+    """Of an item's score, or of the score of a subset."""
 
     @property
     def result(self) -> float:
@@ -42,6 +44,7 @@ class Verdict:
             "after": self.after,
             "win_rate": self.wins.rate,
             "win_rate_ci95": [self.wins.low, self.wins.high],
+            "change_ci95": [self.change.low, self.change.high],
         }
 
 
@@ -67,18 +70,22 @@ class Sweep:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The untuned model (`base`) against the tuned one on the same items."""
+    """The untuned model (`base`) against the tuned one on the same items.
+
+    `known` remembers what subsets of `base` score, for several comparisons with the same base.
+    """
 
     making: Making
     base: Generations
     tuned: Generations
+    known: dict[tuple[str, bytes], float] = field(default_factory=dict)
 
     def verdict(self, name: str, target: bool, subset: int, subsets: int, key: Key) -> Verdict:
         """A reward's means or set scores on all items, and its win rate: by item, or by random subset."""
         reward = self.making.rewards[name]
         instance = isinstance(reward, InstanceReward)
         before, after = (scores(name, reward, side.features[name]) for side in (self.base, self.tuned))
-        wins = item_wins(before, after) if instance else self._set_wins(name, subset, subsets, key)
+        wins, change = item_wins(before, after, key) if instance else self._set_wins(name, subset, subsets, key)
         return Verdict(
             name=name,
             kind=type(reward).__name__,
@@ -88,14 +95,17 @@ class Comparison:
             before=float(before.mean()),
             after=float(after.mean()),
             wins=wins,
+            change=change,
         )
 
-    def _set_wins(self, name: str, subset: int, subsets: int, key: Key) -> WinRate:
+    def _set_wins(self, name: str, subset: int, subsets: int, key: Key) -> tuple[WinRate, Change]:
         reward = self.making.rewards[name]
 
-        def compare(rows: Int[Tensor, " size"]) -> float:
-            before, after = (float(scores(name, reward, side.features[name][rows])) for side in (self.base, self.tuned))
-            return outcome(before, after)
+        def compare(rows: Int[Tensor, " size"]) -> tuple[float, float]:
+            place = (name, rows.numpy().tobytes())
+            if place not in self.known:
+                self.known[place] = float(scores(name, reward, self.base.features[name][rows]))
+            return self.known[place], float(scores(name, reward, self.tuned.features[name][rows]))
 
         def progress(done: int, total: int) -> None:
             self.making.progress(f"subsets, {name}", done, total)

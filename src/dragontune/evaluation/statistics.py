@@ -1,8 +1,8 @@
 """Win rates and honest intervals.
 
-Exact binomial statistics after Clopper and Pearson (1934, "The use of confidence or fiducial limits") and the bootstrap
-of Efron (1979). Left out: corrections for many rewards looked at together; a page with ten intervals at 95 % has one
-miss in every second page.
+The score interval of Wilson (1927, "Probable inference"), the exact one of Clopper and Pearson (1934, "The use of
+confidence or fiducial limits") and the bootstrap of Efron (1979). Left out: corrections for many rewards looked at
+together; a page with ten intervals at 95 % has one miss in every second page.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,8 @@ from torch import Tensor
 from dragontune.seeding import Key
 
 LEVEL = 0.95
+RESAMPLES = 2000
+"""Of the paired bootstrap over items."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,25 @@ class WinRate:
     rate: float
     low: float
     high: float
+
+
+@dataclass(frozen=True)
+class Change:
+    """The 95 % interval of the mean of after - before, by the paired bootstrap over items."""
+
+    low: float
+    high: float
+
+
+def wilson(wins: float, count: int, level: float = LEVEL) -> tuple[float, float]:
+    """The score interval of a proportion; covers about as often as it says, and takes half wins (ties) as they are."""
+    from scipy.stats import norm
+
+    z = float(norm.isf((1 - level) / 2))
+    share, spread = wins / count, z**2 / count
+    centre = (share + spread / 2) / (1 + spread)
+    reach = (share * (1 - share) * spread + spread**2 / 4) ** 0.5 / (1 + spread)
+    return max(0.0, centre - reach), min(1.0, centre + reach)
 
 
 def clopper_pearson(wins: float, count: int, level: float = LEVEL) -> tuple[float, float]:
@@ -68,23 +89,26 @@ def outcome(before: float, after: float) -> float:
     return float(after > before)
 
 
-def item_wins(before: Float[Tensor, " n"], after: Float[Tensor, " n"]) -> WinRate:
-    """Prompt by prompt: prompts are independent, so the binomial interval is exact."""
+def item_wins(before: Float[Tensor, " n"], after: Float[Tensor, " n"], key: Key) -> tuple[WinRate, Change]:
+    """Prompt by prompt, ties one half, with Wilson's interval; and the interval of the mean change."""
     wins = sum(map(outcome, before.tolist(), after.tolist()))
-    return WinRate(wins / len(before), *clopper_pearson(wins, len(before)))
+    gains = (after - before).double()
+    draws = key.fold("resamples").generator()
+    means = [gains[torch.randint(len(gains), (len(gains),), generator=draws)].mean() for _ in range(RESAMPLES)]
+    return WinRate(wins / len(before), *wilson(wins, len(before))), Change(*_percentiles(torch.stack(means).tolist()))
 
 
 def subset_wins(
-    compare: Callable[[Int[Tensor, " size"]], float],
+    compare: Callable[[Int[Tensor, " size"]], tuple[float, float]],
     count: int,
     size: int,
     subsets: int,
     key: Key,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> WinRate:
-    """The share of random subsets of `size` out of `count` items that are won; `compare` gives a subset's outcome.
+) -> tuple[WinRate, Change]:
+    """The share of random subsets of `size` out of `count` items that are won, and the interval of the mean change.
 
-    Subsets of the same items overlap, so they are not independent trials. The interval is the wider one of two, at
+    `compare` gives the scores of a subset before and after. Subsets of the same items overlap, so they are not independent trials. The interval is the wider one of two, at
     each end: the 95 % percentile range of the win rate over bootstrap resamples of the items (half as many as
     `subsets`, each with a tenth as many subsets of its own), and the binomial interval of the `subsets` draws. The
     second matters when every subset is won, where the bootstrap alone would claim certainty.
@@ -92,22 +116,26 @@ def subset_wins(
     replicates, draws = max(subsets // 2, 2), max(subsets // 10, 2)
     total = subsets + replicates * draws
 
-    def won(items: Int[Tensor, " count"], stream: Key, times: int, done: int) -> float:
-        wins = 0.0
+    def draw(items: Int[Tensor, " count"], stream: Key, times: int, done: int) -> tuple[float, float]:
+        """The wins and the mean gain of `times` subsets."""
+        wins = gain = 0.0
         for i in range(times):
-            wins += compare(items[stream.fold("subset", i).permutation(count)[:size]])
+            before, after = compare(items[stream.fold("subset", i).permutation(count)[:size]])
+            wins, gain = wins + outcome(before, after), gain + after - before
             progress(done + i + 1, total)
-        return wins
+        return wins, gain / times
 
-    wins = won(torch.arange(count), key, subsets, 0)
-    rates = []
+    wins, _ = draw(torch.arange(count), key, subsets, 0)
+    rates, gains = [], []
     for replicate in range(replicates):
         stream = key.fold("replicate", replicate)
         items = torch.randint(count, (count,), generator=stream.generator())
-        rates.append(won(items, stream, draws, subsets + replicate * draws) / draws)
+        won, gain = draw(items, stream, draws, subsets + replicate * draws)
+        rates.append(won / draws)
+        gains.append(gain)
     low, high = _percentiles(rates)
     exact_low, exact_high = clopper_pearson(wins, subsets)
-    return WinRate(wins / subsets, min(low, exact_low), max(high, exact_high))
+    return WinRate(wins / subsets, min(low, exact_low), max(high, exact_high)), Change(*_percentiles(gains))
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float]:
