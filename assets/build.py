@@ -24,6 +24,7 @@ from tokenizer import Words
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD, SHIPPED = ROOT / ".build", ROOT / "src" / "dragontune" / "assets"
+TUNES = ("Aird's Airs", "Ryan's Mammoth Collection")
 PER_INSTRUMENT, PROMPTS = {"train": 27, "test": 3}, {"train": 1200, "validation": 200, "test": 400}
 
 
@@ -68,6 +69,18 @@ def _exemplars(folder: Path, sound: np.ndarray, facts: list[Facts]) -> None:
                 captions.append(caption(facts[row], rng))
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
         (folder / f"{split}-captions.txt").write_text("\n".join(captions) + "\n")
+    part_music(folder)
+
+
+def part_music(folder: Path) -> None:
+    """A second set of exemplars out of the first: a playlist of what is no dance or air, and its captions."""
+    facts = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    captions = (folder / "train-captions.txt").read_text().splitlines()
+    chosen = [i for i, fact in enumerate(facts) if fact["collection"] not in TUNES]
+    files = [f"train/{facts[i]['file']}" for i in chosen]
+    lines = ["#EXTM3U", "# the exemplars that are music in several parts", *files]
+    (folder / "part-music.m3u").write_text("\n".join(lines) + "\n")
+    (folder / "part-music-captions.txt").write_text("\n".join(captions[i] for i in chosen) + "\n")
 
 
 def _prompts(folder: Path, facts: list[Facts]) -> None:
