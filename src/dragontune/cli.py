@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import jsonargparse
 
     from dragontune.commands.recipe import Recipe
+    from dragontune.encoders.base import Encoder
     from dragontune.sampling import Sampler
 
 HELP = """\
@@ -35,10 +36,13 @@ dragontune: tune, steer and judge generative media models with any reward
   dragontune generate --model MODEL --prompt TEXT | --prompts FILE --out DIR
                       [--adapter RUN] [--scale GAMMA] [--seed N] [--steps N] [--guidance W]
       make clips, with the adapter of a run or without
-  dragontune score MEDIA_DIR --reward REWARD.yaml [--prompts FILE] [--json]
-      any reward on a folder of files
+  dragontune score MEDIA_DIR --reward REWARD.yaml | FILE.py:NAME [--prompts FILE] [--json]
+      any reward, or a function of yours, on a folder of files
   dragontune reference MEDIA_DIR | CAPTIONS.txt --encoder NAME --out REF.safetensors
       store the statistics of exemplars
+  dragontune fit-aesthetics RATINGS.csv --encoder NAME --out HEAD.safetensors
+                            [--head ridge|nadaraya-watson] [--seed N] [--json]
+      learn what raters like, for the reward Aesthetics
   dragontune evaluate RUN [--prompts FILE] [--out DIR]
       the tuned model against the untuned one, same seeds
   dragontune doctor RECIPE.yaml
@@ -99,6 +103,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         "generate": _generate,
         "score": _score,
         "reference": _reference,
+        "fit-aesthetics": _fit_aesthetics,
         "evaluate": _evaluate,
         "doctor": _doctor,
     }
@@ -163,14 +168,15 @@ def _generate(argv: list[str]) -> None:
     given = options.parse_args(argv)
     _import_parts()
     from dragontune.commands.generate import Request, generate
+    from dragontune.commands.mistakes import read_yaml
     from dragontune.commands.recipe import read_prompts
     from dragontune.sampling import Sampler
 
     model, sampler = given.model, Sampler(guidance=2.0)
     recipe = Path(given.adapter or "") / "recipe.yaml"
     if given.adapter and recipe.is_file():
-        settings = json.loads(_read_recipe(recipe, [])[2])
-        model, sampler = model or settings["model"], _sampler(settings)
+        settings = read_yaml(recipe)  # not its reward, whose files need not be here
+        model, sampler = model or settings.get("model"), _sampler(settings)
     if model is None:
         raise InputError("expected a model to generate with, got none; add --model, such as --model tiny-music")
     wanted = {"steps": given.steps, "guidance": given.guidance}
@@ -182,17 +188,22 @@ def _generate(argv: list[str]) -> None:
 def _score(argv: list[str]) -> None:
     options = _Options("score", "Print what a reward says of a folder of audio files.")
     options.add_argument("folder", type=Path, metavar="MEDIA_DIR")
-    options.add_argument("--reward", type=Path, required=True, metavar="REWARD.yaml", help="a reward, or a recipe")
+    reward_help = "a reward, a recipe, or a function or class of yours: my_rewards.py:brightness"
+    options.add_argument("--reward", required=True, metavar="REWARD", help=reward_help)
     options.add_argument("--prompts", metavar="FILE", help="a .csv of file and prompt, or one line a file")
     options.add_argument("--json", action="store_true", help="print JSON")
     given = options.parse_args(argv)
     _import_parts()
+    from dragontune.commands import shorthand
     from dragontune.commands.mistakes import read_yaml
     from dragontune.commands.score import score
     from dragontune.rewards.base import Reward
 
-    settings = read_yaml(given.reward)
-    score(given.folder, _make(Reward, "reward", settings.get("reward", settings)), given.prompts, given.json)
+    full = settings = shorthand.reward(given.reward, Path())
+    if settings == given.reward:
+        settings = read_yaml(Path(given.reward))
+        full = shorthand.reward(settings.get("reward", settings), Path(given.reward).parent)
+    score(given.folder, _make(Reward, "reward", full), given.prompts, given.json)
 
 
 def _reference(argv: list[str]) -> None:
@@ -202,31 +213,63 @@ def _reference(argv: list[str]) -> None:
     options.add_argument("--out", type=Path, required=True, metavar="REF.safetensors")
     given = options.parse_args(argv)
     _import_parts()
-    from dragontune.commands.mistakes import read_yaml
     from dragontune.commands.reference import reference
+
+    reference(given.exemplars, _encoder(given.encoder), given.out)
+
+
+def _fit_aesthetics(argv: list[str]) -> None:
+    options = _Options("fit-aesthetics", "Fit the head of an aesthetics reward to ratings of audio files.")
+    options.add_argument("ratings", metavar="RATINGS.csv", help="columns file, rating, rater, prompt")
+    options.add_argument("--encoder", required=True, metavar="NAME", help="log-mel, tiny-clap, a class, or a .yaml")
+    options.add_argument("--out", type=Path, required=True, metavar="HEAD.safetensors")
+    options.add_argument("--head", choices=("ridge", "nadaraya-watson"), default="ridge", help="(default: ridge)")
+    options.add_argument(
+        "--pooling", choices=("mean", "mean-std"), help="of frames (default: the better on validation)"
+    )
+    options.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="of the split into known and held-out prompts"
+    )
+    options.add_argument("--json", action="store_true", help="print JSON")
+    given = options.parse_args(argv)
+    _import_parts()
+    from dragontune.commands.fit_aesthetics import fit_aesthetics
+
+    encoder = _encoder(given.encoder)
+    fit_aesthetics(given.ratings, encoder, given.out, given.head, given.pooling, given.seed, given.json)
+
+
+def _encoder(name: str) -> "Encoder":
+    """By its name in lower case, the name of its class, or a file of its arguments."""
+    from dragontune.commands.mistakes import read_yaml
+    from dragontune.embedded import locate
     from dragontune.encoders.base import Encoder
 
-    name = given.encoder
     named = {"class_path": "".join(word.capitalize() for word in name.split("-")) if name == name.lower() else name}
-    encoder = _make(Encoder, "encoder", read_yaml(Path(name)) if name.endswith((".yaml", ".yml")) else named)
-    reference(given.exemplars, encoder, given.out)
+    return _make(Encoder, "encoder", read_yaml(locate(name)) if name.endswith((".yaml", ".yml")) else named)
 
 
 def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
     """The recipe, its resolved text, and the part of it that may not change when a run is resumed (as JSON)."""
     _import_parts()
+    import yaml
+
+    from dragontune.commands import shorthand
     from dragontune.commands.mistakes import read_yaml
     from dragontune.commands.recipe import Recipe
 
-    read_yaml(path)
+    settings = read_yaml(path)
+    full = shorthand.expanded(settings, path.parent)
+    config = str(path) if full == settings else yaml.safe_dump(full, sort_keys=False)
+    overrides = shorthand.overrides(overrides, path.parent)
 
     parser = _parser()
     parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
     parser.add_class_arguments(Recipe)
-    settings = _parse(lambda: parser.parse_args(["--config", str(path), *overrides]))
+    settings = _parse(lambda: parser.parse_args(["--config", config, *overrides]))
     made = _parse(lambda: parser.instantiate(settings))
     recipe = Recipe(**{field.name: made[field.name] for field in dataclasses.fields(Recipe)})
-    fixed = json.loads(parser.dump(settings, format="json"))
+    fixed = yaml.safe_load(parser.dump(settings))
     for name in FREE:
         fixed.pop(name, None)
     for name in FREE_IN_LOOP:
@@ -240,7 +283,11 @@ def _sampler(settings: dict[str, Any]) -> "Sampler":
 
     parser = _parser()
     parser.add_class_arguments(Sampler, "sampler")
-    values = settings["algorithm"].get("init_args", {}).get("sampler", {})
+    match settings:
+        case {"algorithm": {"init_args": {"sampler": values}}}:
+            pass
+        case _:
+            values = {}
     return _parse(lambda: parser.instantiate(parser.parse_object({"sampler": values})))["sampler"]
 
 
@@ -253,8 +300,16 @@ def _make(kind: type[T], name: str, settings: dict[str, Any]) -> T:
 
 def _parser() -> "jsonargparse.ArgumentParser":
     import jsonargparse
+    import yaml
 
-    return jsonargparse.ArgumentParser(prog="dragontune", exit_on_error=False)
+    from dragontune.commands import shorthand
+
+    def dump(settings: dict[str, Any]) -> str:
+        return yaml.safe_dump(shorthand.restored(settings), sort_keys=False, allow_unicode=True)
+
+    jsonargparse.set_loader("recipe", jsonargparse.get_loader("yaml"), (yaml.YAMLError,))
+    jsonargparse.set_dumper("recipe", dump)
+    return jsonargparse.ArgumentParser(prog="dragontune", exit_on_error=False, parser_mode="recipe")
 
 
 def _parse(parse: Callable[[], T]) -> T:

@@ -11,6 +11,7 @@ import yaml
 
 from dragontune.commands.recipe import Recipe
 from dragontune.errors import InputError
+from dragontune.rewards import source
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -33,6 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def sentence(text: str) -> str:
     """What jsonargparse found wrong, in one sentence."""
+    text = source.restored(text)
     place = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text))) or "the recipe"
     if found := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", text):
         name = found[1] or found[2]

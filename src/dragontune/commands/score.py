@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dragontune.commands import media
-from dragontune.data import join_columns
+from dragontune.data import Samples, join_columns
 from dragontune.errors import InputError, NonFiniteError
-from dragontune.rewards.base import InstanceReward, Reward
+from dragontune.rewards.base import Features, InstanceReward, Reward
 
 
 def score(folder: Path, reward: Reward, prompts: str | None, as_json: bool) -> None:
@@ -39,7 +39,7 @@ def measure(folder: Path, reward: Reward, prompts: str | None) -> dict[str, Any]
         InputError: nothing can be read, or there are too few files for the reward.
         NonFiniteError: a score is NaN or infinite.
     """
-    read = [(item, reward.encode(samples)) for item, samples in media.readable(media.items(folder, prompts))]
+    read = [(item, _encode(reward, item, samples)) for item, samples in media.readable(media.items(folder, prompts))]
     if len(read) < reward.minimum:
         raise InputError(
             f"expected at least {reward.minimum} audio files for {type(reward).__name__}, got {len(read)} in {folder}; "
@@ -52,6 +52,14 @@ def measure(folder: Path, reward: Reward, prompts: str | None) -> dict[str, Any]
         return {**_finite(result), "scope": "set"}
     files = [{"file": name, "score": value} for name, value in zip(names, scores.tolist(), strict=True)]
     return {**_finite(result), "scope": "instance", "files": [_finite(row) for row in files]}
+
+
+def _encode(reward: Reward, item: media.Item, samples: Samples) -> Features:
+    """The features of one file; what goes wrong names it."""
+    try:
+        return reward.encode(samples)
+    except (InputError, NonFiniteError) as error:
+        raise type(error)(f"{error} (while scoring {item.path})") from error
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
