@@ -4,6 +4,8 @@
 #   make test     every check and the whole test suite, on the CPU
 #   make check    ruff, pyright, import-linter, codespell
 #   make bench    the committed benchmarks again
+#   make table    tune for each of twenty rewards and judge every model by all of them (hours on two cores; resumable)
+#   make table-small   four of them
 #   make bench-distances   the distances against the packages people use, in a venv of their own
 #   make assets   build the embedded model from public-domain scores (hours on a CPU)
 #
@@ -18,10 +20,11 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 BENCHMARKS := benchmarks/instruments.py benchmarks/resume.py benchmarks/microbatch.py benchmarks/contrast.py
+ASSETS := src/dragontune/assets/tiny-music
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EDITABLE := $(INSTALL) --no-build-isolation --constraint constraints.txt --editable
 
-.PHONY: demo test check bench bench-distances assets clean
+.PHONY: demo test check bench bench-distances table table-small assets clean
 
 demo: .venv/.stamp-run
 	@$(BIN)/dragontune tune recipes/demo.yaml --resume
@@ -39,11 +42,22 @@ check: .venv/.stamp-dev
 bench: .venv/.stamp-run
 	@set -e; for file in $(BENCHMARKS); do echo "$$file"; $(BIN)/python "$$file"; done
 
+table: .venv/.stamp-run
+	$(BIN)/python benchmarks/table.py
+	$(BIN)/python benchmarks/table_report.py
+
+table-small: .venv/.stamp-run
+	$(BIN)/python benchmarks/table.py --only small
+	$(BIN)/python benchmarks/table_report.py
+
 bench-distances: .venv-peers/.stamp
 	$(PEERS)/python benchmarks/distances.py
 
 assets: .venv/.stamp-assets
 	$(BIN)/python assets/build.py
+	$(BIN)/python assets/ratings.py
+	$(BIN)/dragontune fit-aesthetics $(ASSETS)/ratings/ratings.csv --encoder $(ASSETS)/ratings/encoder.yaml \
+		--out $(ASSETS)/aesthetics.safetensors
 
 clean:
 	rm -rf .venv .venv-peers

@@ -16,7 +16,7 @@ from dragontune.testing import Toy
 from small_runs import make_workplace
 
 METRICS = {"prompts", "rewards", "seconds", "package_versions", "seed"}
-REWARD = {"scope", "target", "before", "after", "win_rate", "win_rate_ci95"}
+REWARD = {"scope", "target", "before", "after", "win_rate", "win_rate_ci95", "change_ci95"}
 
 
 @pytest.fixture(scope="module")

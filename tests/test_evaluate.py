@@ -8,6 +8,7 @@ from dragontune.errors import InputError, NonFiniteError
 from dragontune.evaluation.comparison import Comparison
 from dragontune.evaluation.evaluate import Evaluation, evaluate, spaced
 from dragontune.evaluation.generations import Making
+from dragontune.evaluation.statistics import wilson
 from dragontune.rewards.alignment import Alignment
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
@@ -40,7 +41,7 @@ def test_metrics_have_exactly_the_promised_keys(prompts, tmp_path):
     assert metrics["package_versions"]["torch"] == version("torch")
     assert list(metrics["rewards"]) == ["target", "pitch", "spread"]
     for name, entry in metrics["rewards"].items():
-        assert set(entry) == {"scope", "target", "before", "after", "win_rate", "win_rate_ci95"}
+        assert set(entry) == {"scope", "target", "before", "after", "win_rate", "win_rate_ci95", "change_ci95"}
         assert entry["target"] == (name == "target")
         low, high = entry["win_rate_ci95"]
         assert 0 <= low <= entry["win_rate"] <= high <= 1
@@ -56,7 +57,9 @@ def test_known_shift_is_measured(prompts, tmp_path):
     ]
     assert metrics["after"] - metrics["before"] == pytest.approx(1, abs=0.02)
     assert metrics["win_rate"] == 1
-    assert metrics["win_rate_ci95"][0] == pytest.approx(0.025 ** (1 / 16))
+    assert metrics["win_rate_ci95"][0] == pytest.approx(wilson(16, 16)[0])
+    low, high = metrics["change_ci95"]
+    assert low <= metrics["after"] - metrics["before"] <= high
 
 
 def test_nothing_changes_without_an_adapter(prompts, tmp_path):
