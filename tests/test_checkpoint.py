@@ -45,6 +45,23 @@ def test_comes_back_with_the_same_bits_and_the_same_next_step(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(weights, other, strict=True))
 
 
+def test_the_memory_of_the_algorithm_comes_back_as_a_copy(tmp_path):
+    weight, memory = torch.nn.Parameter(torch.zeros(2)), {"1/0": torch.randn(4).double(), "2": torch.tensor(0.1)}
+    optimizer = torch.optim.Adam([weight])
+    kept = {name: value.clone() for name, value in memory.items()}
+    Checkpoints(tmp_path).save(TrainingState.of([weight], optimizer, [{"round": 1}], memory))
+    memory["1/0"] += 1
+    memory["new"] = torch.ones(1)
+    found = Checkpoints(tmp_path).latest()
+    assert found is not None
+    found.restore([weight], optimizer, memory)
+    assert memory.keys() == kept.keys()
+    assert all(torch.equal(memory[name], kept[name]) and memory[name].dtype == kept[name].dtype for name in kept)
+    memory["2"] += 1
+    found.restore([weight], optimizer, memory)
+    assert torch.equal(memory["2"], kept["2"])
+
+
 def test_the_last_few_are_kept(tmp_path):
     checkpoints = Checkpoints(tmp_path, keep=2)
     for number in range(5):

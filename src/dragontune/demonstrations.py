@@ -28,9 +28,6 @@ improvement (the paper). `best`: always the one exchange that is the greatest im
 
 ORDINALS = ("first", "second")
 
-MARGIN = 1e-10
-"""An exchange must improve the reward by this share of it: less is rounding."""
-
 
 @dataclass(frozen=True, eq=False)
 class Division(Rows):
@@ -128,15 +125,15 @@ def _exchange(
 def _greedy(swaps: Swaps, key: Key, passes: int) -> tuple[int, int]:
     """Each pair in random order, until a pass accepts nothing or `passes` are done."""
     n, accepted, asked = len(swaps.members), 0, 0
-    value = swaps.value
+    bar = _bar(swaps)
     for number in range(passes):
         before = accepted
         for i in key.fold("pass", number).permutation(n).tolist():
             trial = swaps.pairs(i, i)
             asked += 1
-            if _improves(trial, value):
+            if _exceeds(trial, bar) and bool(swaps.allowed(i, i)):
                 swaps.accept(i, i)
-                value, accepted = swaps.value, accepted + 1
+                bar, accepted = _bar(swaps), accepted + 1
         if accepted == before:
             break
     return accepted, asked
@@ -145,15 +142,16 @@ def _greedy(swaps: Swaps, key: Key, passes: int) -> tuple[int, int]:
 def _best_of_pairs(swaps: Swaps) -> tuple[int, int]:
     """The best of all pairs, again and again, until none is an improvement."""
     n, accepted, asked = len(swaps.members), 0, 0
-    value = swaps.value
+    rows, bar = torch.arange(n), _bar(swaps)
     while True:
-        trials = swaps.pairs(torch.arange(n), torch.arange(n))
+        trials = swaps.pairs(rows, rows)
         asked += n
-        i = int(trials.argmax())
-        if not _improves(trials[i], value):
+        trials = trials[allowed := swaps.allowed(rows, rows)]
+        if not len(trials) or not _exceeds(trials.max(), bar):
             return accepted, asked
+        i = int(rows[allowed][trials.argmax()])
         swaps.accept(i, i)
-        value, accepted = swaps.value, accepted + 1
+        bar, accepted = _bar(swaps), accepted + 1
 
 
 def _best_of_pool(swaps: Swaps) -> tuple[int, int]:
@@ -161,15 +159,15 @@ def _best_of_pool(swaps: Swaps) -> tuple[int, int]:
 
     From each table the best exchange of every member, best first, as long as it is one when its turn comes.
     """
-    accepted, asked, value = 0, 0, swaps.value
+    accepted, asked, bar = 0, 0, _bar(swaps)
     while True:
-        look = swaps.screen()
-        i, j, best = swaps.best(highest=True, look=look)
+        look = swaps.screen().cpu().masked_fill(~swaps.allowed_screen(), -torch.inf)
         asked += look.numel()
-        if not _improves(torch.tensor(best), value):
+        i, j, best = swaps.best(highest=True, look=look)
+        if not bool(swaps.allowed(i, j)) or not _exceeds(torch.tensor(best), bar):
             return accepted, asked
         swaps.accept(i, j)
-        value, accepted = swaps.value, accepted + 1
+        bar, accepted = _bar(swaps), accepted + 1
         taken = torch.zeros(look.shape[1], dtype=torch.bool)
         taken[j] = True
         first, (promise, partner) = i, look.max(1)
@@ -178,17 +176,30 @@ def _best_of_pool(swaps: Swaps) -> tuple[int, int]:
             if i == first or taken[j]:
                 continue
             asked += 1
-            if not _improves(swaps.pairs(i, j), value):
+            if not _exceeds(swaps.pairs(i, j), bar):
                 break
+            if not bool(swaps.allowed(i, j)):
+                continue
             swaps.accept(i, j)
             taken[j] = True
-            value, accepted = swaps.value, accepted + 1
+            bar, accepted = _bar(swaps), accepted + 1
 
 
-def _improves(trial: Tensor, value: float) -> bool:
+def _bar(swaps: Swaps) -> float:
+    """What the value after an exchange must be above."""
+    return swaps.value + swaps.rounding
+
+
+def _exceeds(trial: Tensor, bar: float) -> bool:
     if not bool(trial.isfinite().all()):
         raise NonFiniteError("the reward of a set is not finite after an exchange of two items, though it was before")
-    return trial.item() > value + MARGIN * abs(value)
+    return trial.item() > bar
+
+
+def refuse_suspects(reward: Reward, features: Features, prompts: Sequence[str]) -> None:
+    """NonFiniteError, naming the items, if features are not finite. `prompts` names the items in errors."""
+    if bad := _suspects(features, prompts):
+        raise NonFiniteError(f"the features of {type(reward).__name__} are {bad}")
 
 
 def _set_score(

@@ -138,8 +138,9 @@ class Reference:
 def open_reference(encoder: Encoder, exemplars: str | Path | Reference) -> Reference:
     """The reference behind what a recipe names: a stored one, a folder of audio, a playlist, or a `.txt` of captions.
 
-    A playlist (`.m3u`, `.m3u8`) names one audio file a line, relative to itself; captions stand one a line. Audio files that cannot be read are left out with a warning that names them. InputError where nothing is left, where
-    the encoder does not fit, or where captions meet an encoder without text.
+    A playlist (`.m3u`, `.m3u8`) names one audio file a line, relative to itself; captions stand one a line. Audio files
+    that cannot be read are left out with a warning that names them. InputError where nothing is left, where the encoder
+    does not fit, or where captions meet an encoder without text.
     """
     if isinstance(exemplars, Reference):
         exemplars.check(encoder)

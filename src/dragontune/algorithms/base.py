@@ -40,3 +40,11 @@ class Algorithm(ABC, Generic[Experience, Batch]):
     def parameters(self) -> Iterator[nn.Parameter]:
         """What the optimiser moves."""
         return self.generator.parameters()
+
+    def memory(self) -> dict[str, Tensor]:
+        """What `collect` remembers of earlier rounds beside the weights: here nothing.
+
+        One dictionary, changed in place: the loop empties it for a new run, saves it and puts it back. Every process
+        must hold the same.
+        """
+        return {}

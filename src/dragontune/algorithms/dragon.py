@@ -14,12 +14,15 @@ from torch import Tensor
 
 from dragontune.algorithms.base import Algorithm, Metrics
 from dragontune.data import Demonstrations, Rows, Samples, join_columns
-from dragontune.demonstrations import Pairing, Search, divide
+from dragontune.demonstrations import Pairing, Search, divide, refuse_suspects
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
 from dragontune.losses import Kto, PreferenceLoss
 from dragontune.parallel import gather_rows, share
+from dragontune.rewards import standardise
 from dragontune.rewards.base import Features, Reward
+from dragontune.rewards.combine import Parts, Weighted
+from dragontune.rewards.constrain import Constrained
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
 
@@ -65,6 +68,7 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
     """Probability that a pair is trained without its prompt."""
     micro_batch: int = 40
     """Items generated or evaluated at once without gradients: memory only, never the result."""
+    _memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < float("inf"):
@@ -78,28 +82,43 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
 
     @torch.no_grad()
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Demonstrations, Metrics]:
-        """Two sets from distinct noise, divided. `reward` is the mean of both sets' (items of f_ref included)."""
+        """Two sets from distinct noise, divided. `reward` is the mean of both sets' (items of f_ref included).
+
+        A reward that depends on the rounds so far sees these items first, and is what it then is in the metrics, too.
+        Each member of a composite is logged by itself as `member_<name>`, in its own units.
+        """
         sets = [self._generate(prompts, key.fold(name)) for name in ("first", "second")]
         both = Samples.join([samples for samples, _ in sets])
         features = join_columns([encoded for _, encoded in sets])
-        division = divide(
-            self.reward, features, both.prompts, key.fold("division"), self.passes, self.pairing, self.search
-        )
+        memory = self._observed(features, both.prompts, key.fold("observe"))
+        reward = standardise.given(self.reward, memory)
+        division = divide(reward, features, both.prompts, key.fold("division"), self.passes, self.pairing, self.search)
         rows = torch.arange(len(both))
-        first, second = (self._value(features, half) for half in rows.chunk(2))
+        first, second = (_value(reward, features, half) for half in rows.chunk(2))
         metrics = {
             "reward": (first + second) / 2,
             "reward_first": first,
             "reward_second": second,
-            "reward_positive": self._value(features, division.positive),
-            "reward_negative": self._value(features, division.negative),
+            "reward_positive": _value(reward, features, division.positive),
+            "reward_negative": _value(reward, features, division.negative),
+            **_members(reward, features),
             "accepted_swaps": float(division.accepted),
             "asked_swaps": float(division.asked),
             "denoiser_calls": float(self.sampler.calls(len(both))),
             "decodes": float(len(both)) if self.reward.needs_media else 0.0,
             "encodes": float(len(both)),
         }
+        self._memory.clear()
+        self._memory.update(memory)
         return Demonstrations(both[division.positive], both[division.negative]), metrics
+
+    def memory(self) -> dict[str, Tensor]:
+        """What the reward has learnt from the rounds so far."""
+        return self._memory
+
+    def current_reward(self) -> Reward:
+        """The reward as it stands after the rounds so far; the one given unless it depends on them."""
+        return standardise.given(self.reward, self._memory)
 
     @torch.no_grad()
     def prepare(self, batch: Demonstrations, key: Key) -> Prepared:
@@ -156,9 +175,12 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
         features = join_columns([features for _, features in parts])[order]
         return gather_rows(samples), gather_rows(features)
 
-    def _value(self, features: Features, rows: Tensor) -> float:
-        """The reward of a set; of an instance reward the mean."""
-        return self.reward.score(features[rows]).double().mean().item()
+    def _observed(self, features: Features, prompts: Sequence[str], key: Key) -> dict[str, Tensor]:
+        """What the reward knows after this round."""
+        if not standardise.learns(self.reward):
+            return {}
+        refuse_suspects(self.reward, features, prompts)
+        return dict(standardise.observe(self.reward, features, key, self._memory))
 
     def _errors(self, batch: Prepared) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """w(t) times the mean squared error of the clean estimate, of D+ and of D-, at the same times and noise."""
@@ -175,3 +197,18 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
         """How much better than the frozen model the model denoises D+ and D- (eq. 7, sign turned)."""
         positive, negative = self._errors(batch)
         return self.beta * (batch.reference_positive - positive), self.beta * (batch.reference_negative - negative)
+
+
+def _value(reward: Reward, features: Features, rows: Tensor) -> float:
+    """The reward of a set; of an instance reward the mean."""
+    return reward.score(features[rows]).double().mean().item()
+
+
+def _members(reward: Reward, features: Features) -> dict[str, float]:
+    """The mean of both sets' scores, for every member of a composite."""
+    match reward, features:
+        case ((Weighted() | Constrained()), Parts()):
+            halves = [reward.members(features[rows]) for rows in torch.arange(len(features)).chunk(2)]
+            return {f"member_{name}": sum(half[name] for half in halves) / len(halves) for name in halves[0]}
+        case _:
+            return {}

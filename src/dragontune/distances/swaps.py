@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dragontune.errors import InputError
@@ -18,6 +18,9 @@ from dragontune.errors import InputError
 Positions = Int[Tensor, " k"] | Sequence[int] | int
 MEMORY = 256 * 2**20
 """Bytes that a table may use for its intermediate results unless the caller says otherwise."""
+
+MARGIN = 1e-10
+"""A change of a value by less than this share of it is rounding."""
 
 
 class Swaps(ABC):
@@ -47,6 +50,23 @@ class Swaps(ABC):
         i, j = torch.arange(m).repeat_interleave(c), torch.arange(c).repeat(m)
         return self.pairs(i, j).reshape(m, c)
 
+    @property
+    def rounding(self) -> float:
+        """Changes of the value up to this size are rounding."""
+        return MARGIN * abs(self.value)
+
+    def allowed(self, i: Positions, j: Positions) -> Bool[Tensor, " k"]:
+        """Whether member i[k] may be exchanged with candidate j[k], whatever it makes of the value: here always."""
+        return torch.ones(len(self.positions(i, j)[0]), dtype=torch.bool)
+
+    def allowed_table(self) -> Bool[Tensor, " m c"]:
+        """Whether each single exchange is allowed."""
+        return torch.ones(len(self.members), len(self.candidates), dtype=torch.bool)
+
+    def allowed_screen(self) -> Bool[Tensor, " m c"]:
+        """A first look at what is allowed, as `screen` is one at the values."""
+        return self.allowed_table()
+
     def accept(self, i: int, j: int) -> None:
         """Exchange member i with candidate j."""
         first, second = self.positions(i, j)
@@ -60,6 +80,9 @@ class Swaps(ABC):
     approximate: bool = False
     """Whether `screen` is quicker than `table`, and only nearly right."""
 
+    steep: bool = False
+    """Whether near values can hide a step or something forbidden, so that `best` must not end on a first look."""
+
     def screen(self) -> Float[Tensor, " m c"]:
         """A first look at every exchange: the table, unless `approximate`."""
         return self.table()
@@ -69,8 +92,8 @@ class Swaps(ABC):
     ) -> tuple[int, int, float]:
         """The exchange with the lowest (or highest) value, and that value.
 
-        Where the first look is approximate, the best `verify` of it are evaluated exactly. `look` is the screen, if the
-        caller has it already.
+        Where the first look is approximate, the best `verify` of it are evaluated exactly; if none of these is allowed
+        and an improvement and the swaps are `steep`, the table decides. `look` is the screen, if the caller has it.
         """
         if verify < 1:
             raise InputError(f"expected at least 1 exchange to verify, got {verify}: 10 is the default")
@@ -82,6 +105,14 @@ class Swaps(ABC):
             return i, j, float(look[i, j] if highest else -look[i, j])
         places = look.flatten().topk(min(verify, look.numel())).indices.sort().values.cpu()
         values = self.pairs(places // width, places % width)
+        if self.steep:
+            sign = 1.0 if highest else -1.0
+            gains = (sign * values.cpu()).masked_fill(~self.allowed(places // width, places % width), -torch.inf)
+            if not bool((gains > sign * self.value + self.rounding).any()):
+                gains = (sign * self.table().cpu()).masked_fill(~self.allowed_table(), -torch.inf)
+                i, j = divmod(int(gains.argmax()), width)
+                return i, j, sign * float(gains[i, j])
+            values = sign * gains
         first = int(values.argmax() if highest else values.argmin())
         return int(places[first]) // width, int(places[first]) % width, float(values[first])
 
@@ -171,9 +202,14 @@ class _Term:
 
 
 class Total(Swaps):
-    """A weighted sum of the values of several swaps over the same items; with one term of factor -1, its negative."""
+    """A weighted sum of the values of several swaps over the same items, plus `offset`; one of factor -1: its negative.
 
-    def __init__(self, terms: Sequence[tuple[float, Swaps]]) -> None:
+    >>> Total([(1.0, Means(torch.tensor([1.0, 3.0]), torch.tensor([7.0])))], offset=0.5).table()
+    tensor([[5.5000],
+            [4.5000]], dtype=torch.float64)
+    """
+
+    def __init__(self, terms: Sequence[tuple[float, Swaps]], offset: float = 0.0) -> None:
         if not terms:
             raise InputError("expected at least one term of a sum of swaps, got none: add one")
         first, kinds = terms[0][1], {id(swaps) for _, swaps in terms}
@@ -185,25 +221,31 @@ class Total(Swaps):
             raise InputError("expected different swaps over the same items, got shared or unequal ones: make each anew")
         super().__init__(len(first.members), len(first.candidates))
         self.members, self.candidates = first.members.clone(), first.candidates.clone()
-        self._terms = [_Term(factor, swaps) for factor, swaps in terms]
+        self._terms, self._offset = [_Term(factor, swaps) for factor, swaps in terms], offset
         self.approximate = any(swaps.approximate for _, swaps in terms)
+        self.steep = self.steep or any(swaps.steep for _, swaps in terms)
 
     @property
     def value(self) -> float:
         """The sum."""
-        return sum(term.factor * term.swaps.value for term in self._terms)
+        return sum(term.factor * term.swaps.value for term in self._terms) + self._offset
+
+    @property
+    def rounding(self) -> float:
+        """That of all terms, however small their sum is."""
+        return sum(abs(term.factor) * term.swaps.rounding for term in self._terms)
 
     def pairs(self, i: Positions, j: Positions) -> Float[Tensor, " k"]:
         """The sum of the terms' values."""
-        return torch.stack([term.factor * term.swaps.pairs(i, j).cpu() for term in self._terms]).sum(0)
+        return torch.stack([term.factor * term.swaps.pairs(i, j).cpu() for term in self._terms]).sum(0) + self._offset
 
     def table(self) -> Float[Tensor, " m c"]:
         """The sum of the terms' tables."""
-        return torch.stack([term.factor * term.swaps.table().cpu() for term in self._terms]).sum(0)
+        return torch.stack([term.factor * term.swaps.table().cpu() for term in self._terms]).sum(0) + self._offset
 
     def screen(self) -> Float[Tensor, " m c"]:
         """The sum of the terms' first looks."""
-        return torch.stack([term.factor * term.swaps.screen().cpu() for term in self._terms]).sum(0)
+        return torch.stack([term.factor * term.swaps.screen().cpu() for term in self._terms]).sum(0) + self._offset
 
     def _exchanged(self, i: int, j: int) -> None:
         for term in self._terms:

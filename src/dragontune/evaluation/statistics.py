@@ -108,10 +108,11 @@ def subset_wins(
 ) -> tuple[WinRate, Change]:
     """The share of random subsets of `size` out of `count` items that are won, and the interval of the mean change.
 
-    `compare` gives the scores of a subset before and after. Subsets of the same items overlap, so they are not independent trials. The interval is the wider one of two, at
-    each end: the 95 % percentile range of the win rate over bootstrap resamples of the items (half as many as
-    `subsets`, each with a tenth as many subsets of its own), and the binomial interval of the `subsets` draws. The
-    second matters when every subset is won, where the bootstrap alone would claim certainty.
+    `compare` gives the scores of a subset before and after. Subsets of the same items overlap, so they are not
+    independent trials. The interval is the wider one of two, at each end: the 95 % percentile range of the win rate
+    over bootstrap resamples of the items (half as many as `subsets`, each with a tenth as many subsets of its own), and
+    the binomial interval of the `subsets` draws. The second matters when every subset is won, where the bootstrap alone
+    would claim certainty.
     """
     replicates, draws = max(subsets // 2, 2), max(subsets // 10, 2)
     total = subsets + replicates * draws

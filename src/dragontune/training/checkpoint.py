@@ -26,7 +26,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
-    """Everything the next round depends on, as copies: what is trained, what Adam remembers, the rounds behind it."""
+    """Everything the next round depends on, as copies.
+
+    What is trained, what Adam and the algorithm remember, the rounds behind it.
+    """
 
     round: int
     tensors: Mapping[str, Tensor]
@@ -34,17 +37,27 @@ class TrainingState:
 
     @classmethod
     def of(
-        cls, weights: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, history: Sequence[Record]
+        cls,
+        weights: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        history: Sequence[Record],
+        memory: Mapping[str, Tensor] | None = None,
     ) -> "TrainingState":
-        """A copy of the state after `len(history)` rounds."""
+        """A copy of the state after `len(history)` rounds; `memory` is the algorithm's."""
         tensors = {f"weight.{i:04d}": weight for i, weight in enumerate(weights)}
-        for i, memory in optimizer.state_dict()["state"].items():
-            tensors |= {f"adam.{i:04d}.{name}": torch.as_tensor(value) for name, value in memory.items()}
+        for i, remembered in optimizer.state_dict()["state"].items():
+            tensors |= {f"adam.{i:04d}.{name}": torch.as_tensor(value) for name, value in remembered.items()}
+        tensors |= {f"memory.{name}": value for name, value in (memory or {}).items()}
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         return cls(len(history), copies, tuple(history))
 
-    def restore(self, weights: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
-        """Put the copies back.
+    def restore(
+        self,
+        weights: Sequence[nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        memory: dict[str, Tensor] | None = None,
+    ) -> None:
+        """Put the copies back; `memory`, the algorithm's, is changed in place.
 
         Raises:
             InputError: the checkpoint is of an adapter of another shape.
@@ -65,6 +78,10 @@ class TrainingState:
                 _, number, field = name.split(".", 2)
                 memories.setdefault(int(number), {})[field] = value.clone()
         optimizer.load_state_dict({"state": memories, "param_groups": optimizer.state_dict()["param_groups"]})
+        if memory is not None:
+            found = {name: value for name, value in self.tensors.items() if name.startswith("memory.")}
+            memory.clear()
+            memory.update({name.removeprefix("memory."): value.clone() for name, value in found.items()})
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The training loop. It knows nothing of rewards: an algorithm collects, prepares and gives a loss.
 
 Adam with gradient clipping, at a fixed rate as DRAGON (Bai et al. 2025, arXiv 2504.15217) trains, or at one that falls
-to 0; no warm-up, no averaging of weights. What a round does depends on the seed, its number and the weights only, so a
-run that was killed and resumed ends with the same bits as one that was not.
+to 0; no warm-up, no averaging of weights. What a round does depends on the seed, its number, the weights and the
+algorithm's memory only, so a run that was killed and resumed ends with the same bits as one that was not.
 """
 
 import warnings
@@ -93,8 +93,10 @@ class Loop:
         weights = list(algorithm.parameters())
         optimizer = torch.optim.Adam(weights, lr=self.lr)
         rounds = self._rounds(algorithm, prompts, weights, optimizer)
-        history = self._resume(folder, weights, optimizer)
-        state = TrainingState.of(weights, optimizer, history)
+        memory = algorithm.memory()
+        memory.clear()
+        history = self._resume(folder, weights, optimizer, memory)
+        state = TrainingState.of(weights, optimizer, history, memory)
         try:
             for done in range(len(history), self.rounds + 1):
                 report("tuning", done, self.rounds, _note(history))
@@ -103,7 +105,7 @@ class Loop:
                 if done == self.rounds:
                     break
                 history.append(rounds(done))
-                state = TrainingState.of(weights, optimizer, history)
+                state = TrainingState.of(weights, optimizer, history, memory)
                 if folder:
                     self._record(folder, state, trackers)
         except (KeyboardInterrupt, NonFiniteError) as stop:
@@ -147,7 +149,11 @@ class Loop:
         )
 
     def _resume(
-        self, folder: RunFolder | None, weights: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer
+        self,
+        folder: RunFolder | None,
+        weights: Sequence[torch.nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        memory: dict[str, torch.Tensor],
     ) -> list[Record]:
         """Put back the newest state, if there is one, and return the rounds that led to it."""
         if folder is None:
@@ -159,7 +165,7 @@ class Loop:
                 f"got {self.rounds}; raise it or choose another --out"
             )
         if state is not None:
-            state.restore(weights, optimizer)
+            state.restore(weights, optimizer, memory)
         history = list(state.history if state else ())
         folder.log.restart(history)
         return history
