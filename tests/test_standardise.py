@@ -170,7 +170,7 @@ def worker(rank: int, folder: str) -> None:
 def test_two_processes_learn_the_same(tmp_path: Path):
     mp.spawn(worker, (str(tmp_path),), nprocs=2)  # pyright: ignore[reportPrivateImportUsage]
     alone, one, other = collected(), *(torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    assert set(alone) == set(one) == {"latents", "reward/0", "reward/1", "0"}
+    assert set(alone) == set(one) == {"latents", "reward/align", "reward/vendi", "up"}
     for name, value in alone.items():
         assert torch.equal(one[name], other[name])
         torch.testing.assert_close(one[name], value, atol=1e-5, rtol=1e-5)
@@ -179,15 +179,15 @@ def test_two_processes_learn_the_same(tmp_path: Path):
 def test_a_round_counts_once_and_members_are_logged():
     algorithm = dragon()
     _, metrics = algorithm.collect(PROMPTS, Key(0))
-    assert Spread.read(algorithm.memory()["reward/0"]).count == 2 * len(PROMPTS)
+    assert Spread.read(algorithm.memory()["reward/align"]).count == 2 * len(PROMPTS)
     assert {"member_reward", "member_up"} <= set(metrics)
     before = {name: value.clone() for name, value in algorithm.memory().items()}
     current = algorithm.current_reward()
     assert isinstance(current, Constrained)
     assert current.constraints["up"].at_least is not None
     algorithm.collect(PROMPTS, Key(1))
-    assert Spread.read(algorithm.memory()["reward/0"]).count == 4 * len(PROMPTS)
-    assert torch.equal(algorithm.memory()["0"], before["0"])
+    assert Spread.read(algorithm.memory()["reward/align"]).count == 4 * len(PROMPTS)
+    assert torch.equal(algorithm.memory()["up"], before["up"])
     assert replace(algorithm, beta=3.0).memory() == {}
     plain = dragon(Vendi(ToyEncoder()))
     plain.collect(PROMPTS, Key(0))
@@ -258,10 +258,10 @@ def test_a_run_interrupted_within_a_round_ends_with_the_same_bits(
     monkeypatch.setattr(Dragon, "prepare", stops)
     with pytest.raises(InterruptedRun):
         tuned(folder, algorithm)
-    assert Spread.read(algorithm.memory()["reward/0"]).count == 4 * 2 * LOOP.pairs
+    assert Spread.read(algorithm.memory()["reward/align"]).count == 4 * 2 * LOOP.pairs
     state = folder.checkpoints(2).latest()
     assert state is not None
-    assert Spread.read(state.tensors["memory.reward/0"]).count == 3 * 2 * LOOP.pairs
+    assert Spread.read(state.tensors["memory.reward/align"]).count == 3 * 2 * LOOP.pairs
     assert same(tuned(folder, algorithm if again else dragon()), whole)
 
 
@@ -283,7 +283,7 @@ def test_a_new_run_remembers_nothing_of_the_last():
     algorithm, short = dragon(), replace(LOOP, rounds=2, lr=1e-12)
     for _ in range(2):
         tuned(None, algorithm, short)
-        assert Spread.read(algorithm.memory()["reward/0"]).count == 2 * 2 * LOOP.pairs
+        assert Spread.read(algorithm.memory()["reward/align"]).count == 2 * 2 * LOOP.pairs
 
 
 def test_killed_at_random_moments_with_a_reward_that_learns(tmp_path: Path):

@@ -48,3 +48,7 @@ class Algorithm(ABC, Generic[Experience, Batch]):
         must hold the same.
         """
         return {}
+
+    def current_reward(self) -> Reward:
+        """The reward as it stands after the rounds so far; the one given unless it depends on them."""
+        return self.reward

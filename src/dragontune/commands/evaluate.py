@@ -30,12 +30,14 @@ def evaluate(run: Path, recipe: Recipe, prompts: str | None, out: Path | None) -
     files.make_folder(target)
     algorithm = recipe.build()
     algorithm.generator.load_adapter(str(folder.adapter))
+    if (state := folder.checkpoints(recipe.loop.keep).latest()) is not None:
+        state.recall(algorithm.memory())
     try:
         with reporter() as report:
             compare(
                 algorithm.generator,
                 evaluation,
-                recipe.reward,
+                algorithm.current_reward(),
                 algorithm.sampler,
                 recipe.loop.seed,
                 target,

@@ -70,7 +70,7 @@ def _finish(
     metrics = evaluate(
         algorithm.generator,
         recipe.evaluation,
-        recipe.reward,
+        algorithm.current_reward(),
         algorithm.sampler,
         recipe.loop.seed,
         folder.report,

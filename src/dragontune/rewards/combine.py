@@ -18,7 +18,7 @@ from dragontune.distances.swaps import Means, Swaps, Total
 from dragontune.errors import InputError
 from dragontune.rewards import standardise
 from dragontune.rewards.base import DistributionReward, Features, InstanceReward, Reward
-from dragontune.rewards.standardise import Adaptive, Spread, State, halves_spread, inside, items_spread, outside
+from dragontune.rewards.standardise import Adaptive, Spread, State, halves_spread, inside, items_spread, outside, place
 from dragontune.seeding import Key
 
 Standardise = Literal["fixed", "running"]
@@ -145,29 +145,28 @@ class Weighted(Adaptive[Parts]):
         return Parts.of(self.rewards, samples)
 
     def observe(self, features: Parts, key: Key, state: State) -> State:
-        """One spread a member (by its number), in the units in which the sum compares: items, or sets."""
+        """One spread a member (by its name), in the units in which the sum compares: items, or sets."""
         found = dict[str, Tensor]()
-        for number, (name, reward) in enumerate(self.rewards.items()):
-            place, rows = str(number), features.members[name]
-            deeper = standardise.observe(reward, rows, key.fold(place), inside(state, place))
-            found |= outside(deeper, place)
+        for name, reward in self.rewards.items():
+            at, rows = place(name), features.members[name]
+            deeper = standardise.observe(reward, rows, key.fold(at), inside(state, at))
+            found |= outside(deeper, at)
             if self.standardise == "running":
-                seen = self._spread(name, standardise.given(reward, deeper), rows, key.fold(place, "spread"))
-                found[place] = ((Spread.read(state[place]) if place in state else Spread()) + seen).tensor()
+                seen = self._spread(name, standardise.given(reward, deeper), rows, key.fold(at, "spread"))
+                found[at] = ((Spread.read(state[at]) if at in state else Spread()) + seen).tensor()
         return found
 
     def given(self, state: State) -> "Weighted":
         """The same sum with the means and scales seen so far."""
         if not state:
             return self
-        numbers = {name: str(number) for number, name in enumerate(self.rewards)}
-        rewards = {name: standardise.given(self.rewards[name], inside(state, at)) for name, at in numbers.items()}
+        members = {name: standardise.given(member, inside(state, place(name))) for name, member in self.rewards.items()}
         if self.standardise == "fixed":
-            return replace(self, rewards=rewards)
-        seen = {name: Spread.read(state[at]) for name, at in numbers.items() if at in state}
+            return replace(self, rewards=members)
+        seen = {name: Spread.read(state[place(name)]) for name in members if place(name) in state}
         return replace(
             self,
-            rewards=rewards,
+            rewards=members,
             scales={name: spread.scale for name, spread in seen.items() if spread.freedom},
             means={name: spread.mean for name, spread in seen.items() if spread.freedom},
             standardise="fixed",

@@ -19,7 +19,7 @@ from dragontune.errors import InputError
 from dragontune.rewards import standardise
 from dragontune.rewards.base import DistributionReward, Reward
 from dragontune.rewards.combine import Parts, check_members, member_scores, member_swaps
-from dragontune.rewards.standardise import Adaptive, State, inside, outside
+from dragontune.rewards.standardise import Adaptive, State, inside, outside, place
 from dragontune.seeding import Key
 
 OBJECTIVE = "reward"
@@ -116,16 +116,17 @@ class Constrained(Adaptive[Parts], DistributionReward[Parts]):
         return Parts.of(self._members, samples)
 
     def observe(self, features: Parts, key: Key, state: State) -> State:
-        """The floors that the first round sets (by their number), and what the reward learns."""
+        """The floors that the first round sets (by their names), and what the reward learns."""
         deeper = standardise.observe(self.reward, features.members[OBJECTIVE], key, inside(state, OBJECTIVE))
-        found = {**outside(deeper, OBJECTIVE), **{str(n): state[str(n)] for n in self._relative() if str(n) in state}}
+        known = {place(name): state[place(name)] for name in self._relative() if place(name) in state}
+        found = {**outside(deeper, OBJECTIVE), **known}
         if len(features) // 2 < max(self.minimum, 1):
             return found
         halves = torch.arange(len(features)).chunk(2)
-        for number, (name, floor) in self._relative().items():
-            if str(number) not in found:
+        for name, floor in self._relative().items():
+            if place(name) not in found:
                 scores = [member_scores({name: floor.reward}, features[rows])[name] for rows in halves]
-                found[str(number)] = torch.tensor(sum(scores) / 2, dtype=torch.float64)
+                found[place(name)] = torch.tensor(sum(scores) / 2, dtype=torch.float64)
         return found
 
     def given(self, state: State) -> "Constrained":
@@ -133,9 +134,9 @@ class Constrained(Adaptive[Parts], DistributionReward[Parts]):
         if not state:
             return self
         constraints = dict(self.constraints)
-        for number, (name, floor) in self._relative().items():
-            if str(number) in state and floor.drop is not None:
-                start = state[str(number)].item()
+        for name, floor in self._relative().items():
+            if place(name) in state and floor.drop is not None:
+                start = state[place(name)].item()
                 constraints[name] = replace(floor, at_least=start - floor.drop * abs(start), drop=None)
         return replace(self, reward=standardise.given(self.reward, inside(state, OBJECTIVE)), constraints=constraints)
 
@@ -156,9 +157,8 @@ class Constrained(Adaptive[Parts], DistributionReward[Parts]):
         }
         return Conditional(made.pop(OBJECTIVE), made, self.constraints, self.penalty)
 
-    def _relative(self) -> dict[int, tuple[str, Floor]]:
-        items = enumerate(self.constraints.items())
-        return {number: (name, floor) for number, (name, floor) in items if floor.drop is not None}
+    def _relative(self) -> dict[str, Floor]:
+        return {name: floor for name, floor in self.constraints.items() if floor.drop is not None}
 
 
 class Conditional(Swaps):

@@ -10,6 +10,7 @@ by its own small spread, and raise noise.
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import torch
 from jaxtyping import Float
@@ -61,15 +62,20 @@ def given(reward: Reward, state: State) -> Reward:
     return reward.given(state) if isinstance(reward, Adaptive) and state else reward
 
 
-def inside(state: State, place: str) -> State:
+def place(name: str) -> str:
+    """Where a member keeps its own: its name, without the / that parts of a state have between them."""
+    return quote(name, safe="")
+
+
+def inside(state: State, at: str) -> State:
     """The part of a state that `outside` put there."""
-    start = f"{place}/"
+    start = f"{at}/"
     return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
 
 
-def outside(state: State, place: str) -> State:
+def outside(state: State, at: str) -> State:
     """The same state as part of a larger one."""
-    return {f"{place}/{name}": value for name, value in state.items()}
+    return {f"{at}/{name}": value for name, value in state.items()}
 
 
 @dataclass(frozen=True)

@@ -79,9 +79,13 @@ class TrainingState:
                 memories.setdefault(int(number), {})[field] = value.clone()
         optimizer.load_state_dict({"state": memories, "param_groups": optimizer.state_dict()["param_groups"]})
         if memory is not None:
-            found = {name: value for name, value in self.tensors.items() if name.startswith("memory.")}
-            memory.clear()
-            memory.update({name.removeprefix("memory."): value.clone() for name, value in found.items()})
+            self.recall(memory)
+
+    def recall(self, memory: dict[str, Tensor]) -> None:
+        """Put back what the algorithm remembered, in place."""
+        found = {name: value for name, value in self.tensors.items() if name.startswith("memory.")}
+        memory.clear()
+        memory.update({name.removeprefix("memory."): value.clone() for name, value in found.items()})
 
 
 @dataclass(frozen=True)
