@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dragontune.media.spectrum import mel_filters
 from dragontune.generators.tiny import TinyAutoencoder
+from dragontune.media.spectrum import mel_filters
 from trainer import DEVICE, train
 
 STEPS, BATCH, CROP, LR = 3200, 16, 32768, 1e-3
