@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -144,12 +144,14 @@ def judge(name: str, folder: Path) -> dict[str, Any]:
     }
     if result["holds"]:
         return result
+    target = bench.target(name)
     for scale in SCALES:
+        bench = bench.only(target, ALIGNMENT, DIVERSITY)
         with bench.making.generator.scaled(scale):
             weaker = Comparison(bench.making, bench.base, bench.making.make(name, items), bench.known)
         found = bench.verdicts(weaker, name)
-        if holds(found, bench.target(name)) or scale == SCALES[-1]:
-            return {**result, "restored": {"scale": scale, "holds": holds(found, bench.target(name)), "rewards": found}}
+        if holds(found, target) or scale == SCALES[-1]:
+            return {**result, "restored": {"scale": scale, "holds": holds(found, target), "rewards": found}}
     raise AssertionError("there is a last scale")
 
 
@@ -171,6 +173,11 @@ class Workbench:
 
     def target(self, name: str) -> str:
         return self.plan.target(name)
+
+    def only(self, *names: str) -> "Workbench":
+        """The same with fewer rewards."""
+        rewards = {name: reward for name, reward in self.making.rewards.items() if name in names}
+        return replace(self, making=replace(self.making, rewards=rewards))
 
     def verdicts(self, comparison: Any, name: str) -> dict[str, Any]:
         from dragontune.seeding import Key
@@ -199,7 +206,9 @@ def workbench() -> Workbench:
     plan = Plan.read()
     settings, shared = plan.content["evaluation"], plan.content["shared"]
     prompts = Evaluation(settings["prompts"], count=settings["count"]).read()
+    clap = once()
     rewards = {name: cli._make(Reward, "reward", value) for name, value in plan.rewards.items()}
+    rewards = {name: shared_encoder(reward, clap) for name, reward in rewards.items()}
     sampler = cli._sampler(shared)
     key = Key(settings["seed"]).fold("evaluation").fold("noise")
     generator = load(shared["model"], Lora(**shared["lora"]))
@@ -207,6 +216,28 @@ def workbench() -> Workbench:
     with generator.reference():
         base = making.make("untuned", range(len(prompts)))
     return Workbench(plan, making, base, {})
+
+
+def once() -> Any:
+    """TinyClap, which embeds the same samples once however many rewards ask."""
+    from dragontune import TinyClap
+
+    @dataclass(frozen=True, eq=False)
+    class Once(TinyClap):
+        last: dict = field(default_factory=dict)
+
+        def encode(self, samples: Any) -> Any:
+            if self.last.get("samples") is not samples:
+                self.last.update(samples=samples, found=super().encode(samples))
+            return self.last["found"]
+
+    return Once()
+
+
+def shared_encoder(reward: Any, clap: Any) -> Any:
+    """The reward, with this encoder if it has a TinyClap."""
+    same = any(item.name == "encoder" for item in fields(reward)) and type(reward.encoder) is type(clap).__mro__[1]
+    return replace(reward, encoder=clap) if same else reward
 
 
 def rounds(name: str) -> int:
