@@ -11,8 +11,10 @@ Resumable at any moment: a tuning goes on from its last round (runs/table/NAME),
 """
 
 import argparse
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from dragontune.embedded import locate
 
 HERE = Path(__file__).parent
 RECIPE = HERE.parent / "recipes" / "table" / "rewards.yaml"
@@ -82,11 +86,23 @@ class Plan:
 
     def key(self, name: str) -> dict[str, Any]:
         """What a finished model depends on."""
-        return {"recipe": self.recipe(name), "evaluation": self.content["evaluation"], "rewards": self.rewards}
+        settings = {"recipe": self.recipe(name), "evaluation": self.content["evaluation"], "rewards": self.rewards}
+        return {**settings, "assets": assets()}
 
     def done(self, name: str) -> bool:
         path = CELLS / f"{name}.json"
         return path.exists() and json.loads(path.read_text())["key"] == self.key(name)
+
+
+@cache
+def assets() -> str:
+    """A digest of the embedded models, heads, exemplars and prompts."""
+    total = hashlib.sha256()
+    for name in ("tiny-music", "tiny-clap"):
+        for path in sorted(locate(name).rglob("*")):
+            if path.is_file():
+                total.update(path.relative_to(locate(name)).as_posix().encode() + path.read_bytes())
+    return total.hexdigest()[:16]
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,6 +137,8 @@ def tune(plan: Plan, name: str, folder: Path) -> None:
     same = recipe.exists() and recipe.read_text() == text
     if same and (folder / "adapter").is_dir() and rounds(name) == plan.recipe(name)["loop"]["rounds"]:
         return
+    if not same and folder.exists():
+        shutil.rmtree(folder)  # under another recipe it is another run, even if only its length differs
     recipe.write_text(text)
     command = [sys.executable, "-m", "dragontune.cli", "tune", str(recipe), "--out", str(folder), "--resume"]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from composites import ENCODER, SEARCHES, TARGET, Height, Watched, Width, encoded, members, points
 from dragontune.data import Samples
-from dragontune.demonstrations import divide
-from dragontune.errors import InputError, NonFiniteError
+from dragontune.demonstrations import contrast, divide
+from dragontune.errors import NonFiniteError
 from dragontune.rewards.combine import Sum
-from dragontune.rewards.constrain import Constrained, Floor
+from dragontune.rewards.constrain import Constrained, Floor, ranked
 from dragontune.rewards.diversity import Vendi
 from dragontune.rewards.frechet import SetFrechet
 from dragontune.seeding import Key
@@ -113,14 +113,29 @@ def test_a_drop_is_from_the_first_round():
     assert at_least == pytest.approx(sum(Vendi(ENCODER)(points(8, seed)).item() for seed in (0, 50)) / 2 * 0.95)
 
 
-def test_a_reward_below_the_penalty_is_refused():
-    reward = Constrained(Height(), {"w": Floor(Width(), at_least=-9.0)}, penalty=0.5)
-    low = Samples(("x",) * 4, torch.full((4, 2), -0.7), None)
-    with pytest.raises(InputError, match="penalty"):
-        reward(low)
-    features = reward.encode(low)
-    with pytest.raises(InputError, match="penalty"):
-        reward.swaps(features, features).table()
+def test_a_reward_far_below_0_keeps_its_order_above_every_violation():
+    objective = torch.tensor([-2500.0, -900.0, -501.0, -500.0, -499.0, 3.0, -1e12, 5.0], dtype=torch.float64)
+    missing = torch.tensor([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1e-9], dtype=torch.float64)
+    found = ranked(objective, missing, 1000.0)
+    assert found[3:6].tolist() == [-500.0, -499.0, 3.0]
+    assert found.argsort().tolist() == [7, 6, 0, 1, 2, 3, 4, 5]
+    assert found[6] > -1000 >= found[7]
+
+
+def test_one_bad_item_does_not_end_a_round():
+    """A candidate that nobody would take makes the worse set's reward very low."""
+    reward = Constrained(Height(), {"w": Floor(Width(), at_least=-9.0)})
+    first, second = torch.zeros(4, 2), torch.zeros(4, 2)
+    second[2, 1] = -5000.0
+    sets = [Samples(("x",) * 4, latents, None) for latents in (first, second)]
+    assert contrast(reward, *sets, Key(0)).positive.latents.min() == 0
+
+
+@pytest.mark.parametrize(("short", "kept"), [(1e-12, True), (1e-6, False)])
+@pytest.mark.parametrize("at_least", [0.0, 0.3, -40.0])
+def test_a_floor_is_missed_by_more_than_rounding(at_least: float, short: float, kept: bool):
+    floor = Floor(Width(), at_least=at_least)
+    assert (floor.missing(torch.tensor(at_least - short, dtype=torch.float64)).item() == 0) == kept
 
 
 @pytest.mark.parametrize("where", ["objective", "constraint"])

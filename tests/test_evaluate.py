@@ -41,7 +41,8 @@ def test_metrics_have_exactly_the_promised_keys(prompts, tmp_path):
     assert metrics["package_versions"]["torch"] == version("torch")
     assert list(metrics["rewards"]) == ["target", "pitch", "spread"]
     for name, entry in metrics["rewards"].items():
-        assert set(entry) == {"scope", "target", "before", "after", "win_rate", "win_rate_ci95", "change_ci95"}
+        change = "change_ci95" if entry["scope"] == "instance" else "subset_change_ci95"
+        assert set(entry) == {"scope", "target", "before", "after", "win_rate", "win_rate_ci95", change}
         assert entry["target"] == (name == "target")
         low, high = entry["win_rate_ci95"]
         assert 0 <= low <= entry["win_rate"] <= high <= 1

@@ -104,6 +104,23 @@ def test_loudness_between_gates():
     assert loudness_of((-20, 20), (-29, 20)) == pytest.approx(10 * math.log10(power), abs=0.1)
 
 
+def test_the_relative_gate_is_that_of_what_passed_the_absolute_one():
+    """With much below -70 the mean of everything would be 8 dB lower, and the part at -35 would count."""
+    assert loudness_of((-20, 10), (-35, 10), (-80, 100)) == pytest.approx(-20, abs=0.1)
+
+
+def test_a_clip_of_one_sample_is_silent():
+    assert integrated_loudness(clip(torch.ones(1), rate=192000)).item() == -70.0
+
+
+def test_the_profiles_are_those_of_krumhansl_and_kessler():
+    """Table 2.1 of Krumhansl (1990); the sums guard against a slip of a digit."""
+    assert descriptors.MAJOR[:5] == (6.35, 2.23, 3.48, 2.33, 4.38)
+    assert descriptors.MINOR[:5] == (6.33, 2.68, 3.52, 5.38, 2.60)
+    assert sum(descriptors.MAJOR) == pytest.approx(41.79)
+    assert sum(descriptors.MINOR) == pytest.approx(44.51)
+
+
 def test_the_k_weighting_is_that_of_48_khz():
     """The response of the standard's own filters, at frequencies every rate has."""
     from scipy.signal import sosfreqz

@@ -28,7 +28,7 @@ class Verdict:
     after: float
     wins: WinRate
     change: Change
-    """Of an item's score, or of the score of a subset."""
+    """Of an item's score; of a set reward that of a random subset, which is not the change of the whole set."""
 
     @property
     def result(self) -> float:
@@ -44,7 +44,7 @@ class Verdict:
             "after": self.after,
             "win_rate": self.wins.rate,
             "win_rate_ci95": [self.wins.low, self.wins.high],
-            "change_ci95": [self.change.low, self.change.high],
+            f"{'subset_' if self.scope == 'set' else ''}change_ci95": [self.change.low, self.change.high],
         }
 
 

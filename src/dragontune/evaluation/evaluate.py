@@ -7,6 +7,7 @@ set scores higher.
 
 import json
 import time
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -119,6 +120,12 @@ def evaluate(
     prompts = evaluation.read()
     name, rewards = evaluation.named(target)
     evaluation.check(rewards, len(prompts))
+    if len(prompts) < 2 * evaluation.subset and not all(isinstance(each, InstanceReward) for each in rewards.values()):
+        warnings.warn(
+            f"subsets of {evaluation.subset} out of {len(prompts)} prompts have most prompts in common, so their win "
+            "rates are near 0 or 1 by chance; lower evaluation.subset or add prompts",
+            stacklevel=2,
+        )
     key, tell = Key(seed).fold("evaluation"), progress or _silent
     heard = spaced(len(prompts), evaluation.players)
     making = Making(generator, sampler, prompts, rewards, evaluation.micro_batch, key.fold("noise"), tell)

@@ -18,6 +18,8 @@ from dragontune.seeding import Key
 LEVEL = 0.95
 RESAMPLES = 2000
 """Of the paired bootstrap over items."""
+REPLICATES, DRAWS = 40, 5
+"""The fewest bootstrap resamples of the items, and subsets of each, however few subsets are asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,10 @@ class Change:
 
 
 def wilson(wins: float, count: int, level: float = LEVEL) -> tuple[float, float]:
-    """The score interval of a proportion; covers about as often as it says, and takes half wins (ties) as they are."""
+    """The score interval of a proportion; covers about as often as it says.
+
+    Half wins (ties) enter as they are; with many of them it is wider than it need be.
+    """
     from scipy.stats import norm
 
     z = float(norm.isf((1 - level) / 2))
@@ -109,34 +114,43 @@ def subset_wins(
     """The share of random subsets of `size` out of `count` items that are won, and the interval of the mean change.
 
     `compare` gives the scores of a subset before and after. Subsets of the same items overlap, so they are not
-    independent trials. The interval is the wider one of two, at each end: the 95 % percentile range of the win rate
-    over bootstrap resamples of the items (half as many as `subsets`, each with a tenth as many subsets of its own), and
-    the binomial interval of the `subsets` draws. The second matters when every subset is won, where the bootstrap alone
-    would claim certainty.
+    independent trials. The interval is the wider one of two, at each end: the 95 % range over bootstrap resamples of
+    the items (half as many as `subsets`, each with a tenth as many subsets of its own, whose scatter is taken out of
+    the spread), and the binomial interval of the `subsets` draws. The second matters when every subset is won, where
+    the bootstrap alone would claim certainty. Resamples hold items twice, which shifts rewards that see it; the
+    intervals are moved to the estimates. Fewer than about 40 subsets, or less than twice `size` items, say little.
     """
-    replicates, draws = max(subsets // 2, 2), max(subsets // 10, 2)
+    replicates, draws = max(subsets // 2, REPLICATES), max(subsets // 10, DRAWS)
     total = subsets + replicates * draws
 
-    def draw(items: Int[Tensor, " count"], stream: Key, times: int, done: int) -> tuple[float, float]:
-        """The wins and the mean gain of `times` subsets."""
-        wins = gain = 0.0
+    def draw(items: Int[Tensor, " count"], stream: Key, times: int, done: int) -> Float[Tensor, " times 2"]:
+        """Outcome and gain of `times` subsets."""
+        found = []
         for i in range(times):
             before, after = compare(items[stream.fold("subset", i).permutation(count)[:size]])
-            wins, gain = wins + outcome(before, after), gain + after - before
+            found.append((outcome(before, after), after - before))
             progress(done + i + 1, total)
-        return wins, gain / times
+        return torch.tensor(found, dtype=torch.float64)
 
-    wins, _ = draw(torch.arange(count), key, subsets, 0)
-    rates, gains = [], []
+    drawn = draw(torch.arange(count), key, subsets, 0)
+    resampled = []
     for replicate in range(replicates):
         stream = key.fold("replicate", replicate)
         items = torch.randint(count, (count,), generator=stream.generator())
-        won, gain = draw(items, stream, draws, subsets + replicate * draws)
-        rates.append(won / draws)
-        gains.append(gain)
-    low, high = _percentiles(rates)
+        resampled.append(draw(items, stream, draws, subsets + replicate * draws))
+    (low, high), change = (_range(torch.stack(resampled)[..., k], float(drawn[:, k].mean())) for k in (0, 1))
+    wins = float(drawn[:, 0].sum())
     exact_low, exact_high = clopper_pearson(wins, subsets)
-    return WinRate(wins / subsets, min(low, exact_low), max(high, exact_high)), Change(*_percentiles(gains))
+    rate = WinRate(wins / subsets, max(0.0, min(low, exact_low)), min(1.0, max(high, exact_high)))
+    return rate, Change(*change)
+
+
+def _range(values: Float[Tensor, " replicates draws"], estimate: float) -> tuple[float, float]:
+    """The 95 % range of the replicates' means about the estimate, without the scatter of the draws within them."""
+    means = values.mean(1)
+    scatter = values.var(1).mean() / values.shape[1]
+    share = (1 - scatter / means.var().clamp(min=1e-300)).clamp(min=0).sqrt()
+    return _percentiles((estimate + share * (means - means.mean())).tolist())
 
 
 def _percentiles(values: Sequence[float]) -> tuple[float, float]:

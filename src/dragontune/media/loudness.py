@@ -39,6 +39,8 @@ def integrated_loudness(audio: Audio) -> Float[Tensor, " n"]:
     if channels not in WEIGHTS:
         raise InputError(f"expected 1, 2, 5 or 6 channels to measure loudness, got {channels}; mix them down")
     waves = audio.resample(RATE).waveform.detach().to("cpu", torch.float64)
+    if not waves.shape[2]:  # of a sample or two at a higher rate nothing is left
+        return torch.full((len(waves),), SILENCE, dtype=torch.float64)
     weighted = torch.from_numpy(sosfilt(K_WEIGHTING, waves.numpy()))
     blocks = weighted.unfold(2, min(BLOCK, weighted.shape[2]), STEP).square().mean(3)
     power = (torch.tensor(WEIGHTS[channels], dtype=torch.float64)[:, None] * blocks).sum(1)

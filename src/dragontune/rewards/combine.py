@@ -167,8 +167,8 @@ class Weighted(Adaptive[Parts]):
         return replace(
             self,
             rewards=members,
-            scales={name: spread.scale for name, spread in seen.items() if spread.freedom},
-            means={name: spread.mean for name, spread in seen.items() if spread.freedom},
+            scales={name: spread.scale for name, spread in seen.items() if spread.count},
+            means={name: spread.mean for name, spread in seen.items() if spread.count},
             standardise="fixed",
         )
 

@@ -26,7 +26,7 @@ OBJECTIVE = "reward"
 """The name of the reward among the members."""
 
 SLACK = 1e-9
-"""A floor is kept if what is missing is below this share of it: rounding."""
+"""A floor is kept if what is missing is below this share of it, or of its scale: rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,14 +61,16 @@ class Floor:
         if self.at_least is None:
             return 0 * scores
         short = self.at_least - scores
-        return torch.where(short <= SLACK * abs(self.at_least), 0 * scores, short) / self.scale
+        slack = SLACK * max(abs(self.at_least), self.scale)
+        return torch.where(short <= slack, 0 * scores, short) / self.scale
 
 
 @dataclass(frozen=True, eq=False)
 class Constrained(Adaptive[Parts], DistributionReward[Parts]):
     """`reward` while all `constraints` hold, else -`penalty` (1 + what is missing); rewards of any scope.
 
-    `penalty` must be more than the reward can fall below 0. The score carries no gradients.
+    A reward below -`penalty` / 2 is squeezed, in its order, into what is left above -`penalty`; take a penalty that the
+    reward stays far from. The score carries no gradients.
 
     >>> Constrained(SetFrechet(clap, "choir"), {"latents": Floor(SetFrechet(Latents(), "real"), at_least=-0.5)})
     """
@@ -207,18 +209,11 @@ class Conditional(Swaps):
 
 
 def ranked(objective: Float[Tensor, " *k"], missing: Float[Tensor, " *k"], penalty: float) -> Float[Tensor, " *k"]:
-    """The objective where nothing is missing, else -`penalty` (1 + what is missing); NaN if either is.
-
-    Raises:
-        InputError: the objective alone is below that.
-    """
-    low = objective[(missing == 0) & (objective <= -penalty)]
-    if low.numel():
-        raise InputError(
-            f"expected the reward of Constrained above -penalty (-{penalty:g}), got {low.min().item():.6g}; raise the "
-            "penalty or give the reward a scale"
-        )
-    return torch.where(missing == 0, objective, 0 * objective - penalty * (1 + missing))
+    """The objective where nothing is missing, else -`penalty` (1 + what is missing); NaN if either is."""
+    half = penalty / 2
+    excess = (-objective / half - 1).clamp(min=0)
+    kept = torch.where(excess > 0, -half * (1 + excess / (1 + excess)), objective)
+    return torch.where(missing == 0, kept, 0 * objective - penalty * (1 + missing))
 
 
 def _missing(floors: Mapping[str, Floor], scores: Mapping[str, Tensor]) -> Tensor:

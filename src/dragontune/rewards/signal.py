@@ -67,7 +67,7 @@ class Signal(InstanceReward[Tensor]):
 class Loudness(Signal):
     """Integrated loudness in LUFS (ITU-R BS.1770-4): streaming services ask for about -14, broadcasters for -23.
 
-    -70 for silence; at most about 3 for stereo within full scale.
+    -70 for silence; at most about 6 for stereo within full scale.
 
     >>> Loudness(target=-14.0)(samples)
     tensor([-0.6, -9.2], dtype=torch.float64)

@@ -96,7 +96,10 @@ class Spread:
         scores = scores.double().cpu()
         if len(scores) < 2:
             return cls()
-        return cls(len(scores), scores.mean().item(), scores.var().item() * shrink * (len(scores) - 1), len(scores) - 1)
+        mean, variance, freedom = scores.mean().item(), scores.var().item() * shrink, len(scores) - 1
+        if variance**0.5 <= NOTHING * abs(mean):  # a round that says nothing of the spread
+            return cls(len(scores), mean)
+        return cls(len(scores), mean, variance * freedom, freedom)
 
     @classmethod
     def read(cls, state: Tensor) -> "Spread":
@@ -116,8 +119,7 @@ class Spread:
     @property
     def scale(self) -> float:
         """The standard deviation; infinite if there is none, so that what is divided by it has no say."""
-        deviation = (self.squares / max(self.freedom, 1.0)) ** 0.5
-        return deviation if deviation > NOTHING * abs(self.mean) else float("inf")
+        return (self.squares / self.freedom) ** 0.5 if self.freedom else float("inf")
 
 
 def items_spread(name: str, reward: Reward, features: Features, shrink: float = 1.0) -> Spread:
