@@ -127,8 +127,8 @@ def test_one_bad_item_does_not_end_a_round():
     reward = Constrained(Height(), {"w": Floor(Width(), at_least=-9.0)})
     first, second = torch.zeros(4, 2), torch.zeros(4, 2)
     second[2, 1] = -5000.0
-    sets = [Samples(("x",) * 4, latents, None) for latents in (first, second)]
-    assert contrast(reward, *sets, Key(0)).positive.latents.min() == 0
+    one, other = (Samples(("x",) * 4, latents, None) for latents in (first, second))
+    assert contrast(reward, one, other, Key(0)).positive.latents.min() == 0
 
 
 @pytest.mark.parametrize(("short", "kept"), [(1e-12, True), (1e-6, False)])
