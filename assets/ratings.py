@@ -35,23 +35,27 @@ RATERS, PER_FILE = 8, 4
 BIAS, SCALE, NOISE = 0.4, (0.7, 1.2), 0.25
 SEVERITY = {"detuned": (15, 25, 40), "clipped": (0.05, 0.12, 0.25), "noisy": (24, 16, 9), "mistimed": (0.05, 0.1, 0.2)}
 """Cents; share of samples cut; decibels of signal over noise; standard deviation of a piece's delay in seconds."""
+HISS = (0.001, 0.01, 0.1)
+"""Root mean squares of white noise: -60, -40 and -20 dB."""
 README = """\
 # Simulated ratings
 
 No person rated these clips. `ratings.csv` was made by `assets/ratings.py`: an openly stated rule (`CleanSound`,
 docs/aesthetics.md) measured every file as it lies here, and eight simulated raters with a bias, a scale and noise of
 their own gave it a number from 1 to 5. For each prompt there are an exemplar clip of the embedded model as it is
-(`clean`), versions of it with one or two defects put in, and clips that the embedded model generated (`made`).
+(`clean`), versions of it with one or two defects put in, and clips that the embedded model generated (`made`); for
+some also silence (`silent`) or quiet white noise (`hiss`).
 """
-ENCODER = "class_path: LogMel\ninit_args: {fft: 4096, hop: 1024, mels: 128}\n"
-"""Fine enough in frequency to see the floor between partials."""
+ENCODER = "class_path: LogMel\ninit_args: {fft: 4096, hop: 1024, mels: 128, level: -10.0}\n"
+"""Fine enough in frequency to see the floor between partials, and deaf to how loud a clip is."""
 
 
 def main() -> None:
     """Clips, ratings.csv, the encoder that suits them, and README.md."""
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)
-    rows = sorted([*real(random.Random(SEED)), *made(chosen(random.Random(SEED)))])
+    prompts = chosen(random.Random(SEED))
+    rows = sorted([*real(random.Random(SEED)), *made(prompts), *hushed(prompts)])
     quality = [measure(OUT / name) for name, _ in rows]
     rng = random.Random(SEED + 2)
     raters = [(rng.uniform(-BIAS, BIAS), rng.uniform(*SCALE)) for _ in range(RATERS)]
@@ -105,6 +109,18 @@ def made(prompts: list[tuple[str, Path]]) -> list[tuple[str, str]]:
             name = f"{place:02}-made-{steps}.ogg"
             write(clip, OUT / name)
             rows.append((name, captions[place]))
+    return rows
+
+
+def hushed(prompts: list[tuple[str, Path]]) -> list[tuple[str, str]]:
+    """For every fourth prompt silence or white noise of -60 to -20 dB, in turn."""
+    rows = []
+    for place in range(0, len(prompts), 4):
+        noise = torch.randn(round(SECONDS * RATE), generator=torch.Generator().manual_seed(SEED + place))
+        silent = place % 8 == 0
+        name = f"{place:02}-{'silent' if silent else 'hiss'}.ogg"
+        write(noise * 0 if silent else noise * HISS[place // 8 % len(HISS)], OUT / name)
+        rows.append((name, prompts[place][0]))
     return rows
 
 

@@ -10,19 +10,20 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from dragontune.commands import ratings
 from dragontune.data import Samples
+from dragontune.embedded import locate
 from dragontune.encoders.base import Embeddings
-from dragontune.encoders.log_mel import LogMel
-from dragontune.errors import InputError
+from dragontune.errors import InputError, NonFiniteError
 from dragontune.evaluation.correlation import groups, mean_srcc, overall, plcc, ranks, srcc, within_prompts
+from dragontune.media import audio
 from dragontune.media.audio import Audio
 from dragontune.rewards.aesthetics import Aesthetics, Head, Pooling, pool
-from dragontune.rewards.clean_sound import CleanSound
+from dragontune.rewards.clean_sound import CleanSound, irregularity, mistuning
 from dragontune.rewards.regression import KernelRidge, NadarayaWatson
 from dragontune.seeding import Key
 from dragontune.testing import ToyEncoder, check_reward
 
-FINE = LogMel(fft=4096, hop=1024, mels=128)
 RATE = 16000
 
 
@@ -151,6 +152,10 @@ def test_correlations_are_those_of_scipy():
     np.testing.assert_allclose(ranks(b).numpy(), stats.rankdata(b))
     assert plcc(a, torch.ones(50).double()) is None
     assert srcc(a[:1], b[:1]) is None
+    for small in (1e-7, 1e-100):
+        assert plcc(small * a, small * b) == pytest.approx(plcc(a, b))
+    assert plcc(a, torch.full((50,), 0.1).double()) is None
+    assert plcc(a, 1e9 + 1e-6 * torch.zeros(50).double()) is None
 
 
 def test_within_prompts_counts_only_what_can_be_ranked():
@@ -246,6 +251,43 @@ def test_the_measurements_have_the_values_they_should():
     assert measured(0.001 * sine + 0.0)[0] == pytest.approx(0, abs=0.5), "the level does not matter"
 
 
+def pulse(hertz: float, seconds: float) -> Tensor:
+    """Clicks of 20 ms."""
+    clip, click = torch.zeros(round(seconds * RATE)).double(), 0.5 * draw(RATE // 50) * torch.linspace(1, 0, RATE // 50)
+    for start in range(0, len(clip) - len(click), round(RATE / hertz)):
+        clip[start : start + len(click)] = click
+    return clip
+
+
+@pytest.mark.parametrize(("hertz", "seconds"), [(2.0, 10), (2.0, 60), (2.0, 120), (5.0, 10)])
+def test_a_perfect_pulse_is_regular_at_any_length(hertz: float, seconds: float):
+    assert irregularity(pulse(hertz, seconds)) < 0.05
+
+
+def test_partials_down_to_thirty_decibels_count_for_tuning():
+    t = torch.arange(2 * RATE).double() / RATE
+
+    def off(decibels: float) -> float:
+        wrong = 880 * 2 ** (40 / 1200)
+        clip = (2 * torch.pi * 440 * t).sin() + 10 ** (decibels / 20) * (2 * torch.pi * wrong * t).sin()
+        return mistuning(clip).item()
+
+    alone = off(-200.0)
+    for decibels in (-5.0, -20.0, -28.0):
+        power = 10 ** (decibels / 10)
+        expected = 40 * power / (1 + power)
+        assert off(decibels) - alone == pytest.approx(expected, rel=0.2), "the mean, weighted by power"
+    assert off(-40.0) - alone < 0.001, "too weak to count"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_clean_sound_refuses_what_is_not_finite(value: float):
+    clips = torch.rand(2, 1, 4000)
+    clips[1, 0, 7] = value
+    with pytest.raises(NonFiniteError, match=r"item 2 of the 2 .*'second'"):
+        CleanSound()(Samples(("first", "second"), torch.empty(2, 0), Audio(clips, RATE)))
+
+
 @pytest.mark.parametrize("length", [1, 100, 4000, 16000])
 def test_silence_and_short_clips_have_a_quality(length: int):
     for clip in (torch.zeros(1, 1, length), torch.rand(1, 1, length)):
@@ -265,8 +307,31 @@ def test_clean_sound_keeps_the_contract_at_any_rate():
 
 def test_the_shipped_head_hears_noise_and_lets_gradients_through():
     clips = torch.stack([notes(), notes() + 0.05 * draw(4 * RATE)]).float()[:, None].requires_grad_()
-    scores = Aesthetics(FINE)(Samples(("", ""), torch.empty(2, 0), Audio(clips, RATE)))
+    scores = Aesthetics()(Samples(("", ""), torch.empty(2, 0), Audio(clips, RATE)))
     assert scores[0] > scores[1] + 0.5
     (slope,) = torch.autograd.grad(scores.sum(), clips)
     assert slope.isfinite().all()
     assert slope.abs().sum() > 0
+
+
+def shipped(clips: Tensor) -> Tensor:
+    return Aesthetics()(Samples(("",) * len(clips), torch.empty(len(clips), 0), Audio(clips, RATE)))
+
+
+def test_the_shipped_head_puts_silence_and_noise_below_half_of_the_rated_clips():
+    table = locate("tiny-music/ratings/ratings.csv")
+    names = sorted({row.file for row in ratings.read(table)})
+    scores = torch.cat([shipped(audio.read(table.parent / name).waveform) for name in names])
+    noise = torch.randn(1, 1, 44000, generator=torch.Generator().manual_seed(7))
+    levels = (0.0, 1e-5, 5e-5, 2e-4, 1e-3, 1e-2, 0.3)
+    assert (shipped(torch.cat([level * noise for level in levels])) < scores.median() - 0.5).all()
+
+
+def test_turning_it_down_does_not_pay():
+    folder = locate("tiny-music/ratings")
+    for name in ("05-clean.ogg", "05-noisy.ogg", "06-made-5.ogg"):
+        clip = audio.read(folder / name).waveform
+        scores = shipped(torch.cat([clip * 10 ** (-decibels / 20) for decibels in (0, 20, 40)]))
+        assert (scores - scores[0]).abs().max() < 0.05
+        faint = shipped(torch.cat([clip * level / clip.square().mean().sqrt() for level in (9e-5, 5e-5, 1e-5, 0.0)]))
+        assert (faint < scores[0]).all()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 
 from dragontune import cli
 from dragontune.commands import ratings
-from dragontune.commands.fit_aesthetics import fit
+from dragontune.commands.fit_aesthetics import Fit, fit
 from dragontune.commands.ratings import Rating
 from dragontune.embedded import locate
 from dragontune.encoders.log_mel import LogMel
-from dragontune.rewards.aesthetics import Aesthetics, Head
+from dragontune.media import audio
+from dragontune.rewards.aesthetics import Aesthetics, Head, pool
 from dragontune.seeding import Key
 
 RATE = 8000
@@ -101,6 +103,7 @@ def test_the_shipped_ratings_reach_their_targets(tmp_path: Path, capsys: pytest.
     assert report["srcc"]["value"] >= 0.7
     shipped = Head.load(locate("tiny-music/aesthetics.safetensors"))
     made = Head.load(out)
+    assert Aesthetics().fitted.digest == shipped.digest, "the encoder by default is that of the head that ships"
     torch.testing.assert_close(made.regression.points, shipped.regression.points, atol=1e-4, rtol=0)
     assert shipped.about["plcc"]["value"] == pytest.approx(report["plcc"]["value"], abs=1e-3)
 
@@ -132,6 +135,63 @@ def test_few_or_constant_ratings_decide_little():
     assert single.values.isfinite().all()
     assert single.values[0] > plain.values[0]
     assert single.values[0] < plain.values[4]
+
+
+def test_one_odd_rating_of_a_constant_rater_is_no_outlier():
+    varied = [Rating(str(i), 1.0 + i % 5, "busy", "p") for i in range(400)]
+    nearly = [Rating(str(i), 5.0 if i == 7 else 3.0, "flat", "p") for i in range(400)]
+    assert ratings.standardise(nearly + varied).values.abs().max() < 4, "11.5 without a floor"
+    both = torch.tensor([2.0, 4.0])
+    rows = [Rating(str(i), float(both[i % 2]), "a", "p") for i in range(400)]
+    rows += [Rating(str(i), 3.0 + 3 * (float(both[i % 2]) - 3), "b", "p") for i in range(400)]
+    torch.testing.assert_close(ratings.standardise(rows).values[:2], torch.tensor([-1.0, 1.0]).double())
+
+
+def test_held_out_ratings_move_no_known_label():
+    rows = [Rating(f"{i:02}", float(i % 5) + (i % 3 if i >= 30 else 0), f"r{i % 2}", f"p{i // 10}") for i in range(40)]
+    other = [Rating(row.file, 9.0 - row.rating, row.rater, row.prompt) if row.prompt == "p3" else row for row in rows]
+    known = {"p0", "p1", "p2"}
+    one, two = ratings.standardise(rows, known), ratings.standardise(other, known)
+    torch.testing.assert_close(one.values[:30], two.values[:30], atol=0, rtol=0)
+    assert (one.values[30:] != two.values[30:]).any()
+    assert one.values[:30].mean().item() == pytest.approx(0, abs=1e-12)
+    assert one.values[:30].std(correction=0).item() == pytest.approx(1)
+    stranger = [*rows, Rating("00", 2.0, "new", "p0"), Rating("35", 2.0, "unknown", "p3")]
+    assert ratings.standardise(stranger, known).values.isfinite().all()
+
+
+def test_held_out_ratings_move_no_number_of_the_head(rated: Path):
+    before = fit(rated / "ratings.csv", LogMel())
+    rows = lines(rated)
+    learned = {str(prompt) for prompt in range(8)} - {_held(before, rated)}
+    changed = [[file, value if file[0] in learned else "3", *more] for file, value, *more in rows]
+    table(rated / "ratings.csv", changed)
+    after = fit(rated / "ratings.csv", LogMel())
+    torch.testing.assert_close(after.head.regression.values, before.head.regression.values, atol=0, rtol=0)
+
+
+def _held(found: Fit, folder: Path) -> str:
+    """The prompt whose clips are not among the points."""
+    for prompt in range(8):
+        point = found.head.pooling, LogMel().embed(audio.read(folder / f"{prompt}-0.wav"))
+        if torch.cdist(pool(point[1], point[0]), found.head.regression.points).min() > 1e-6:
+            return str(prompt)
+    raise AssertionError("all are among the points")
+
+
+def test_the_order_of_the_lines_makes_no_difference(rated: Path):
+    first = fit(rated / "ratings.csv", LogMel()).head.digest
+    rows = lines(rated)
+    random.Random(1).shuffle(rows)
+    table(rated / "ratings.csv", rows)
+    assert fit(rated / "ratings.csv", LogMel()).head.digest == first
+
+
+def test_raters_who_share_no_prompt_are_a_warning(rated: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [row for row in lines(rated) if row[2] == ("kind" if row[0] < "4" else "strict")]
+    table(rated / "ratings.csv", rows)
+    assert command() == 0
+    assert capsys.readouterr().err.count("no prompt was rated by two raters") == 1
 
 
 def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:

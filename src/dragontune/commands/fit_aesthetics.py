@@ -95,13 +95,14 @@ def fit(
     rows = ratings.read(table)
     embedded = embed(locate(table).parent, list(dict.fromkeys(row.file for row in rows)), encoder)
     kept = ratings.keep(rows, [file for file, value in embedded.items() if value is None])
-    labels = ratings.standardise(kept)
-    some = [value for file in labels.files if (value := embedded[file]) is not None]
+    prompt = {row.file: row.prompt for row in kept}
     key = Key(seed).fold("fit-aesthetics")
-    known, held = ratings.split(labels.prompts, key.fold("held out"))
+    known, held = ratings.split(list(prompt.values()), key.fold("held out"))
+    prompts = [list(prompt.values())[i] for i in known.tolist()]
+    labels = ratings.standardise(kept, set(prompts))
+    some = [value for file in labels.files if (value := embedded[file]) is not None]
     poolings = POOLINGS if pooling is None else (pooling,)
     points: dict[Pooling, Tensor] = {name: torch.cat([pool(one, name) for one in some]) for name in poolings}
-    prompts = [labels.prompts[i] for i in known.tolist()]
     choice, score = choose(
         {name: rows[known] for name, rows in points.items()}, labels.values[known], prompts, kind, key
     )

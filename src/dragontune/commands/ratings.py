@@ -8,7 +8,7 @@ import csv
 import math
 import statistics
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ COLUMNS = ("file", "rating", "rater", "prompt")
 FEWEST_FILES, FEWEST_PROMPTS = 10, 2
 PRIOR = 4
 """Ratings' worth of what all raters do together that is mixed into what is known of each one."""
+LEAST = 0.5
+"""The smallest standard deviation of a rater, in everybody's."""
 HELD_OUT = 0.15
 
 
@@ -39,6 +41,8 @@ class Rating:
 
 def read(path: str | Path) -> list[Rating]:
     """A .csv in UTF-8 with the columns file, rating, rater and prompt, in any order; other columns are ignored.
+
+    Sorted by file and rater, so that the order of the lines makes no difference.
 
     Raises:
         InputError: it is not such a table, a cell is empty or no number, or a rater rated a file twice.
@@ -56,7 +60,7 @@ def read(path: str | Path) -> list[Rating]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"expected a table of ratings, .csv in UTF-8, got {path} ({error}); check it") from error
     _check(path, rows)
-    return rows
+    return sorted(rows, key=lambda row: (row.file, row.rater))
 
 
 def keep(rows: Sequence[Rating], left_out: Sequence[str]) -> list[Rating]:
@@ -81,45 +85,48 @@ def keep(rows: Sequence[Rating], left_out: Sequence[str]) -> list[Rating]:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """One number a file, mean 0 and standard deviation 1 over all files."""
+    """One number a file, mean 0 and standard deviation 1 over the known files."""
 
     files: tuple[str, ...]
     prompts: tuple[str, ...]
     values: Float[Tensor, " n"]
 
 
-def standardise(rows: Sequence[Rating]) -> Labels:
+def standardise(rows: Sequence[Rating], known: Collection[str] | None = None) -> Labels:
     """The z-score (rating - m) / s by rater, averaged for each file, then brought to mean 0 and standard deviation 1.
 
     A rater's mean m and variance s^2 are those of the rater's n ratings, mixed with 4 ratings' worth of everybody's:
-    m = (n own + 4 all) / (n + 4), and s^2 likewise; so a rater with two ratings, or with one number for everything,
-    neither decides much nor divides by 0. With one rater this is the plain z-score.
+    m = (n own + 4 all) / (n + 4), and s^2 likewise, but s is half of everybody's at least; so a rater with two ratings,
+    or with one number for nearly everything, neither decides much nor divides by 0. With one rater this is the plain
+    z-score. All of these are of the ratings for the prompts `known` (None: all) and are applied to the others as they
+    are; a rater of whom nothing is known counts as everybody.
 
     Raises:
-        InputError: the files' numbers are all the same after it.
+        InputError: the known files' numbers are all the same, before it or after.
     """
-    by_rater, by_file = dict[str, list[float]](), dict[str, list[float]]()
-    for row in rows:
-        by_rater.setdefault(row.rater, []).append(row.rating)
-    if len(by_rater) == 1:
-        warnings.warn(
-            f"all ratings are by one rater ({rows[0].rater}), so they are standardised together", stacklevel=1
-        )
-    everybody = [row.rating for row in rows]
+    seen = [row for row in rows if known is None or row.prompt in known]
+    _warn(seen)
+    everybody = [row.rating for row in seen]
     middle, spread = statistics.fmean(everybody), statistics.pvariance(everybody)
+    if not spread > 0:
+        raise InputError(f"expected known ratings that differ, got {middle:g} for every file; add ratings")
+    by_rater, by_file = dict[str, list[float]](), dict[str, list[float]]()
+    for row in seen:
+        by_rater.setdefault(row.rater, []).append(row.rating)
     scale = dict[str, tuple[float, float]]()
     for rater, own in by_rater.items():
         total = len(own) + PRIOR
-        mean = (sum(own) + PRIOR * middle) / total
-        scale[rater] = mean, math.sqrt((len(own) * statistics.pvariance(own) + PRIOR * spread) / total)
+        variance = (len(own) * statistics.pvariance(own) + PRIOR * spread) / total
+        scale[rater] = (sum(own) + PRIOR * middle) / total, math.sqrt(max(variance, spread * LEAST**2))
     for row in rows:
-        mean, deviation = scale[row.rater]
+        mean, deviation = scale.get(row.rater, (middle, math.sqrt(spread)))
         by_file.setdefault(row.file, []).append((row.rating - mean) / deviation)
     values = torch.tensor([statistics.fmean(some) for some in by_file.values()], dtype=torch.float64)
-    if values.std(correction=0) < 1e-9:
-        raise InputError("expected files that are rated differently, got the same for all on average; add ratings")
     prompt = {row.file: row.prompt for row in rows}
-    normal = (values - values.mean()) / values.std(correction=0)
+    of_known = values[torch.tensor([known is None or prompt[file] in known for file in by_file])]
+    if of_known.std(correction=0) < 1e-9:
+        raise InputError("expected files that are rated differently, got the same for all on average; add ratings")
+    normal = (values - of_known.mean()) / of_known.std(correction=0)
     return Labels(tuple(by_file), tuple(prompt[file] for file in by_file), normal)
 
 
@@ -129,6 +136,21 @@ def split(prompts: Sequence[str], key: Key, share: float = HELD_OUT) -> tuple[In
     held = {names[i] for i in key.permutation(len(names))[: max(1, round(share * len(names)))].tolist()}
     rows = torch.tensor([prompt in held for prompt in prompts])
     return (~rows).nonzero()[:, 0], rows.nonzero()[:, 0]
+
+
+def _warn(rows: Sequence[Rating]) -> None:
+    """One rater, or raters that cannot be told from their prompts."""
+    raters = {row.rater for row in rows}
+    if len(raters) == 1:
+        warnings.warn(
+            f"all ratings are by one rater ({rows[0].rater}), so they are standardised together", stacklevel=1
+        )
+    elif len({(row.prompt, row.rater) for row in rows}) == len({row.prompt for row in rows}):
+        warnings.warn(
+            "no prompt was rated by two raters, so what sets prompts apart is taken for what sets raters apart, and "
+            "is lost; let raters share prompts, or give all of them one name",
+            stacklevel=1,
+        )
 
 
 def _row(path: str | Path, line: int, cells: dict[str, str | None]) -> Rating:

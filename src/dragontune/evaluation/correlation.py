@@ -32,9 +32,8 @@ class Correlation:
 
 def plcc(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float | None:
     """Pearson's linear correlation; None where either is constant or there are fewer than two items."""
-    a, b = a.double() - a.double().mean(), b.double() - b.double().mean()
-    size = a.norm() * b.norm()
-    return float((a @ b / size).clamp(-1, 1)) if len(a) > 1 and size > 1e-12 else None
+    one, other = (_direction(values.double()) for values in (a, b))
+    return None if one is None or other is None else float((one @ other).clamp(-1, 1))
 
 
 def srcc(a: Float[Tensor, " n"], b: Float[Tensor, " n"]) -> float | None:
@@ -88,6 +87,12 @@ def within_prompts(
         return Correlation(value, -1.0, 1.0)
     drawn = torch.randint(len(found), (times, len(found)), generator=key.generator())
     return _interval(value, found[drawn].mean(1).tolist())
+
+
+def _direction(values: Float[Tensor, " n"]) -> Float[Tensor, " n"] | None:
+    """Less the mean, at unit length; None where nothing is left but rounding."""
+    off = values - values.mean()
+    return off / off.norm() if len(off) > 1 and off.norm() > 1e-12 * values.norm() else None
 
 
 def _each(a: Float[Tensor, " n"], b: Float[Tensor, " n"], prompts: Sequence[str]) -> Float[Tensor, " prompts"]:

@@ -21,12 +21,15 @@ from torch.nn.functional import normalize
 from dragontune.data import Samples
 from dragontune.embedded import locate
 from dragontune.encoders.base import Embeddings, Encoder
+from dragontune.encoders.log_mel import LogMel
 from dragontune.errors import InputError
 from dragontune.rewards.base import DifferentiableReward, InstanceReward
 from dragontune.rewards.regression import KernelRidge, NadarayaWatson, Regression
 
 Pooling = Literal["mean", "mean-std"]
 SHIPPED = "tiny-music/aesthetics.safetensors"
+FINE = LogMel(fft=4096, hop=1024, mels=128, level=-10.0)
+"""The encoder of the shipped head, as in tiny-music/ratings/encoder.yaml."""
 _REMEDY = "fit it with `dragontune fit-aesthetics`"
 
 
@@ -111,10 +114,13 @@ class Aesthetics(InstanceReward[Tensor], DifferentiableReward):
     """The rating a head predicts from an item's embedding, about -2 to 2 (standard deviations of its ratings).
 
     `head` is a file of `dragontune fit-aesthetics` or a `Head`, and answers only to its own encoder; read at the first
-    use. The one that ships belongs to `LogMel`.
+    use. Without either they are those that ship: `LogMel(fft=4096, hop=1024, mels=128, level=-10.0)` and its head.
+
+    >>> Aesthetics()(samples)
+    tensor([ 0.9, -0.4], dtype=torch.float64)
     """
 
-    encoder: Encoder
+    encoder: Encoder = FINE
     head: str | Path | Head = SHIPPED
 
     @property

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, pad
 
 from dragontune.data import Samples
-from dragontune.errors import InputError
+from dragontune.errors import InputError, NonFiniteError
 from dragontune.media.audio import Audio
 from dragontune.rewards.base import InstanceReward
 
@@ -51,9 +51,19 @@ class CleanSound(InstanceReward[Tensor]):
 
     @torch.no_grad()
     def encode(self, samples: Samples) -> Float[Tensor, " n 4"]:
-        """The measurements: cents, share, decibels, irregularity."""
+        """The measurements: cents, share, decibels, irregularity.
+
+        Raises:
+            NonFiniteError: a clip holds NaN or infinity; the message names it.
+        """
         if not isinstance(samples.media, Audio):
             raise TypeError(f"expected Audio, got {type(samples.media).__name__}")
+        wrong = (~samples.media.waveform.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+        if wrong:
+            raise NonFiniteError(
+                f"CleanSound needs finite samples, got NaN or infinity in item {wrong[0] + 1} of the {len(samples)} it "
+                f"was given (prompt {samples.prompts[wrong[0]]!r}); look at that clip"
+            )
         return torch.stack([_measure(clip) for clip in samples.media.mono().resample(RATE).waveform[:, 0]])
 
     def score(self, features: Float[Tensor, " n 4"]) -> Float[Tensor, " n"]:
@@ -96,7 +106,11 @@ def mistuning(clip: Float[Tensor, " samples"]) -> Float[Tensor, ""]:
 
 
 def flat_tops(clip: Float[Tensor, " samples"]) -> Float[Tensor, ""]:
-    """Share of samples above 0.9 of the level that one sample in a thousand exceeds; 0.29 for a steady sine."""
+    """Share of samples above 0.9 of the level that one sample in a thousand exceeds.
+
+    A limit: waves that are flat at the top by nature count as clipped, 0.29 for a steady sine (music has about 0.01).
+    Runs of equal samples would tell them apart, but a coded or resampled clip has none.
+    """
     level = clip.abs()
     return (level > 0.9 * level.quantile(0.999)).double().mean()
 
@@ -129,8 +143,9 @@ def irregularity(clip: Float[Tensor, " samples"]) -> Float[Tensor, ""]:
     onsets = (rise - avg_pool1d(rise[None], 51, 1, 25, count_include_pad=False)[0]).clamp(min=0)
     if not onsets.sum() > 0:
         return clip.new_tensor(WORST[3])
-    spectrum = torch.fft.rfft(onsets, 4096).abs() / onsets.sum()
-    hertz = torch.arange(len(spectrum)) * 100 / 4096
+    size = max(4096, 1 << (len(onsets) - 1).bit_length())
+    spectrum = torch.fft.rfft(onsets, size).abs() / onsets.sum()
+    hertz = torch.arange(len(spectrum)) * 100 / size
     return 1 - spectrum[(hertz >= 1.5) & (hertz <= 10)].amax()
 
 
