@@ -151,6 +151,8 @@ def judge(name: str, folder: Path) -> dict[str, Any]:
     from dragontune.evaluation.comparison import Comparison
 
     bench = workbench()
+    if name not in bench.plan.content["rewards"]:
+        bench = bench.only(bench.target(name), ALIGNMENT, DIVERSITY, *bench.plan.content["watched"])
     bench.making.generator.load_adapter(str(folder / "adapter"))
     items = range(len(bench.making.prompts))
     comparison = Comparison(bench.making, bench.base, bench.making.make(name, items), bench.known)

@@ -103,7 +103,7 @@ def means(plan: Plan, cells: Mapping[str, Any]) -> list[str]:
 
 def ablations(plan: Plan, cells: Mapping[str, Any]) -> list[str]:
     lines = [
-        "| model | tuned for | what differs | before | after | win rate, % (95 %) | alignment | diversity |",
+        "| tuned for | with | before | after | win rate, % (95 %) | to other clips | alignment | diversity |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, entry in plan.content.get("ablations", {}).items():
@@ -111,8 +111,10 @@ def ablations(plan: Plan, cells: Mapping[str, Any]) -> list[str]:
             cell = cells[name]
             target, clap, vendi = (cell["rewards"][each] for each in (cell["target"], ALIGNMENT, DIVERSITY))
             before, after = value(target, "before"), value(target, "after")
+            other = cell["rewards"]["set-clap-test"]
             lines.append(
-                f"| {name} | {entry['reward']} | {entry['what']} | {before} | {after} | {percent(target)} "
+                f"| {entry['reward']} | {entry['what']} | {before} | {after} | {percent(target)} "
+                f"| {value(other, 'before')} → {value(other, 'after')} "
                 f"| {clap['after'] - clap['before']:+.3f} | ×{vendi['after'] / vendi['before']:.2f} |"
             )
     return lines
