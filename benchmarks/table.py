@@ -39,7 +39,7 @@ FALL = 0.03
 """How far the alignment of a model that was not tuned on it may fall."""
 SHARE = 0.9
 """The share of the untuned model's diversity that must be left."""
-SCALES = (0.75, 0.5, 0.25)
+SCALES = (0.75, 0.5, 0.25, 0.125)
 """LoRA scales to try, largest first, where one of these does not hold."""
 
 

@@ -31,7 +31,7 @@ reward, with intervals, is in `benchmarks/results/table/`. What the names mean s
 {count} test prompts, the same noise before and after. Win rates: of an item's reward by prompt, a tie one half,
 Wilson's interval; of a set's reward over {subsets} random subsets of {subset} prompts, the interval by resampling
 prompts. Distances are negative: higher is better everywhere. Guard rails: alignment falls by at most {fall}, diversity
-(Vendi) keeps {share:.0f} %; where they do not hold, the largest LoRA scale of 0.75, 0.5, 0.25 at which they do, with
+(Vendi) keeps {share:.0f} %; where they do not hold, the largest LoRA scale of 0.75, 0.5, 0.25, 0.125 at which they do, with
 the win rate that is left. One training seed."""
 
 

@@ -209,6 +209,7 @@ def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
         ([("0-0.wav", "good", "a", "p")], ["number", "line 2", "good"]),
         ([("0-0.wav", "nan", "a", "p")], ["number", "line 2", "nan"]),
         ([("0-0.wav", "inf", "a", "p")], ["number", "line 2", "inf"]),
+        ([("0-0.wav", "1e300", "a", "p")], ["number", "line 2", "1e300"]),
         ([("0-0.wav", "3", "a", "p"), ("0-1.wav", "", "a", "p")], ["rating", "line 3", "empty"]),
         ([("0-0.wav", "3", " ", "p")], ["rater", "line 2", "empty"]),
         ([("0-0.wav", "3", "a")], ["prompt", "line 2", "empty"]),

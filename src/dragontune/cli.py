@@ -38,7 +38,7 @@ dragontune: tune, steer and judge generative media models with any reward
       make clips, with the adapter of a run or without
   dragontune score MEDIA_DIR --reward REWARD.yaml | FILE.py:NAME [--prompts FILE] [--json]
       any reward, or a function of yours, on a folder of files
-  dragontune reference MEDIA_DIR | CAPTIONS.txt --encoder NAME --out REF.safetensors
+  dragontune reference MEDIA_DIR | SONGS.m3u | CAPTIONS.txt --encoder NAME --out REF.safetensors
       store the statistics of exemplars
   dragontune fit-aesthetics RATINGS.csv --encoder NAME --out HEAD.safetensors
                             [--head ridge|nadaraya-watson] [--seed N] [--json]
@@ -115,7 +115,11 @@ def _verb(name: str) -> Callable[[list[str]], None]:
 
 
 def _tune(argv: list[str]) -> None:
-    options = _Options("tune", "Fine-tune a model as a recipe says. Any field of the recipe can be overridden.")
+    options = _Options(
+        "tune",
+        "Fine-tune a model as a recipe says. Any field of the recipe can be overridden, as in --loop.rounds 8; "
+        "--print_config shows the recipe as it would be run.",
+    )
     options.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     options.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<recipe name>)")
     options.add_argument("--resume", action="store_true", help="go on with the run in that folder, or start it")
@@ -190,7 +194,11 @@ def _score(argv: list[str]) -> None:
     options.add_argument("folder", type=Path, metavar="MEDIA_DIR")
     reward_help = "a reward, a recipe, or a function or class of yours: my_rewards.py:brightness"
     options.add_argument("--reward", required=True, metavar="REWARD", help=reward_help)
-    options.add_argument("--prompts", metavar="FILE", help="a .csv of file and prompt, or one line a file")
+    options.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a .csv of file and prompt, or one line a file (default: the folder's prompts.csv, or a .txt a clip)",
+    )
     options.add_argument("--json", action="store_true", help="print JSON")
     given = options.parse_args(argv)
     _import_parts()
@@ -207,9 +215,13 @@ def _score(argv: list[str]) -> None:
 
 
 def _reference(argv: list[str]) -> None:
-    options = _Options("reference", "Store the statistics of exemplars: a folder of audio, or captions, one a line.")
-    options.add_argument("exemplars", metavar="MEDIA_DIR | CAPTIONS.txt")
-    options.add_argument("--encoder", required=True, metavar="NAME", help="tiny-clap, latents, a class, or a .yaml")
+    options = _Options(
+        "reference", "Store the statistics of exemplars: a folder of audio, a playlist, or captions, one a line."
+    )
+    options.add_argument("exemplars", metavar="MEDIA_DIR | SONGS.m3u | CAPTIONS.txt")
+    options.add_argument(
+        "--encoder", required=True, metavar="NAME", help="tiny-clap, latents, log-mel, a class, or a .yaml"
+    )
     options.add_argument("--out", type=Path, required=True, metavar="REF.safetensors")
     given = options.parse_args(argv)
     _import_parts()
@@ -221,7 +233,9 @@ def _reference(argv: list[str]) -> None:
 def _fit_aesthetics(argv: list[str]) -> None:
     options = _Options("fit-aesthetics", "Fit the head of an aesthetics reward to ratings of audio files.")
     options.add_argument("ratings", metavar="RATINGS.csv", help="columns file, rating, rater, prompt")
-    options.add_argument("--encoder", required=True, metavar="NAME", help="log-mel, tiny-clap, a class, or a .yaml")
+    options.add_argument(
+        "--encoder", required=True, metavar="NAME", help="log-mel, tiny-clap, latents, a class, or a .yaml"
+    )
     options.add_argument("--out", type=Path, required=True, metavar="HEAD.safetensors")
     options.add_argument("--head", choices=("ridge", "nadaraya-watson"), default="ridge", help="(default: ridge)")
     options.add_argument(
@@ -309,7 +323,7 @@ def _parser() -> "jsonargparse.ArgumentParser":
 
     jsonargparse.set_loader("recipe", jsonargparse.get_loader("yaml"), (yaml.YAMLError,))
     jsonargparse.set_dumper("recipe", dump)
-    return jsonargparse.ArgumentParser(prog="dragontune", exit_on_error=False, parser_mode="recipe")
+    return jsonargparse.ArgumentParser(prog="dragontune", exit_on_error=False, parser_mode="recipe", allow_abbrev=False)
 
 
 def _parse(parse: Callable[[], T]) -> T:

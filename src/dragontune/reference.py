@@ -131,7 +131,8 @@ class Reference:
         if encoder.digest != self.encoder_digest:
             raise InputError(
                 f"the reference of {self.source} was made by encoder {self.encoder} ({self.encoder_digest[:12]}), but "
-                f"the reward uses {encoder.name} ({encoder.digest[:12]}): use that encoder or build the reference again"
+                f"the reward uses {encoder.name} ({encoder.digest[:12]}), maybe with other settings: use that encoder "
+                "or build the reference again"
             )
 
 

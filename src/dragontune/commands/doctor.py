@@ -60,7 +60,7 @@ def examine(recipe: Recipe, out: Path) -> Iterator[Finding]:
     yield Finding("model", f"{generator.name} on {generator.device}, latents {generator.latent_shape}")
     yield Finding("adapter", f"{count:,} weights to tune")
     item = recipe.rehearse(algorithm, prompts)
-    yield Finding("reward", f"{type(recipe.reward).__name__}, works on {max(2, recipe.reward.minimum)} items")
+    yield Finding("reward", f"{recipe.reward.label}, works on {max(2, recipe.reward.minimum)} items")
     if recipe.evaluation:
         names = ", ".join(recipe.evaluation.named(recipe.reward)[1])
         yield Finding("evaluation", f"{len(recipe.evaluation.read())} prompts, rewards that work: {names}")

@@ -34,6 +34,8 @@ BANDWIDTHS = {"ridge": (0.25, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0), "nadaraya-wat
 """In median distances between the points."""
 RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 FOLDS = 5
+FEW = 10
+"""Held-out prompts below which an interval from resampling them means little."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,12 @@ def fit_aesthetics(
         sep="\n",
         markup=False,
     )
+    if about["held_out"]["prompts"] < FEW:
+        warnings.warn(
+            f"the intervals are of {about['held_out']['prompts']} held-out prompts and mean little below {FEW}; rate "
+            "clips of more prompts",
+            stacklevel=2,
+        )
 
 
 def fit(

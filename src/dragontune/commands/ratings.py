@@ -22,6 +22,8 @@ from dragontune.seeding import Key
 
 COLUMNS = ("file", "rating", "rater", "prompt")
 FEWEST_FILES, FEWEST_PROMPTS = 10, 2
+LARGEST = 1e12
+"""A rating beyond this is a slip of the pen, and its square could overflow."""
 PRIOR = 4
 """Ratings' worth of what all raters do together that is mixed into what is known of each one."""
 LEAST = 0.5
@@ -72,7 +74,10 @@ def keep(rows: Sequence[Rating], left_out: Sequence[str]) -> list[Rating]:
     rows = [row for row in rows if row.file not in set(left_out)]
     files, prompts = {row.file for row in rows}, {row.prompt for row in rows}
     if len(files) < FEWEST_FILES:
-        raise InputError(f"expected ratings of {FEWEST_FILES} readable files or more, got {len(files)}; add some")
+        raise InputError(
+            f"expected ratings of {FEWEST_FILES} readable files or more, got {len(files)}; add "
+            "some, and check that the files are named relative to the table"
+        )
     if len(prompts) < FEWEST_PROMPTS:
         raise InputError(
             f"expected {FEWEST_PROMPTS} prompts or more, since they are split into known and held-out ones, "
@@ -162,7 +167,7 @@ def _row(path: str | Path, line: int, cells: dict[str, str | None]) -> Rating:
         rating = float(values["rating"])
     except ValueError:
         rating = math.nan
-    if not math.isfinite(rating):
+    if not abs(rating) < LARGEST:
         raise InputError(f"expected a number as rating in line {line} of {path}, got {values['rating']}; correct it")
     return Rating(values["file"], rating, values["rater"], values["prompt"])
 

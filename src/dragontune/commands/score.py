@@ -40,14 +40,18 @@ def measure(folder: Path, reward: Reward, prompts: str | None) -> dict[str, Any]
         NonFiniteError: a score is NaN or infinite.
     """
     read = [(item, _encode(reward, item, samples)) for item, samples in media.readable(media.items(folder, prompts))]
+    if reward.needs_prompts and (bare := [item.path.name for item, _ in read if not item.prompt]):
+        raise InputError(
+            f"expected a prompt for every file, which {reward.label} compares it with, got none for {bare[0]}; add "
+            "--prompts"
+        )
     if len(read) < reward.minimum:
         raise InputError(
-            f"expected at least {reward.minimum} audio files for {type(reward).__name__}, got {len(read)} in {folder}; "
-            "add some"
+            f"expected at least {reward.minimum} audio files for {reward.label}, got {len(read)} in {folder}; add some"
         )
     scores = reward.score(join_columns([features for _, features in read])).double().cpu()
     names = [item.path.relative_to(folder).as_posix() for item, _ in read]
-    result = {"reward": type(reward).__name__, "count": len(read), "score": scores.mean().item()}
+    result = {"reward": reward.label, "count": len(read), "score": scores.mean().item()}
     if not isinstance(reward, InstanceReward):
         return {**_finite(result), "scope": "set"}
     files = [{"file": name, "score": value} for name, value in zip(names, scores.tolist(), strict=True)]

@@ -1,5 +1,6 @@
 """Fine-tune a model towards a reward, write the adapter, and compare it with the model it came from."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,6 +42,7 @@ def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: 
                 history = recipe.loop.run(
                     algorithm, prompts, folder, listening=listening, trackers=recipe.trackers, report=report
                 )
+                _warn_if_nothing_differed(recipe, history)
                 folder.save_adapter(algorithm.generator)
                 _finish(recipe, algorithm, text, folder, history, report)
             folder.finish(text)
@@ -52,6 +54,17 @@ def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: 
         print(f"The report is {folder.report / 'index.html'}.")
 
 
+def _warn_if_nothing_differed(recipe: Recipe, history: list[Record]) -> None:
+    """A reward that is the same for everything teaches noise."""
+    gaps = [record["metrics"].get(f"reward_{side}") for record in history for side in ("positive", "negative")]
+    if history and None not in gaps and len(set(gaps)) == 1:
+        warnings.warn(
+            f"{recipe.reward.label} was {gaps[0]:g} for every set of every round, so there was nothing to learn; look "
+            "at the reward with `dragontune score`",
+            stacklevel=1,
+        )
+
+
 def _finish(
     recipe: Recipe, algorithm: Algorithm, text: str, folder: RunFolder, history: list[Record], report: Reporter
 ) -> None:
@@ -59,7 +72,7 @@ def _finish(
     card = Card(
         model=recipe.model,
         algorithm=type(algorithm).__name__,
-        reward=type(recipe.reward).__name__,
+        reward=recipe.reward.label,
         folder=str(folder.path),
         history=history,
         metrics=None,

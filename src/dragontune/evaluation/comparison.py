@@ -88,7 +88,7 @@ class Comparison:
         wins, change = item_wins(before, after, key) if instance else self._set_wins(name, subset, subsets, key)
         return Verdict(
             name=name,
-            kind=type(reward).__name__,
+            kind=reward.label,
             scope="instance" if instance else "set",
             target=target,
             distance=reward.distance,

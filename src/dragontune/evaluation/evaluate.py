@@ -151,7 +151,7 @@ def evaluate(
         subset=evaluation.subset,
         subsets=evaluation.subsets,
         seed=seed,
-        optimised=type(target).__name__,
+        optimised=target.label,
         optimised_distance=target.distance,
         stand_in=rewards[name] is not target,
         verdicts=tuple(sorted(verdicts, key=lambda verdict: not verdict.target)),

@@ -98,7 +98,7 @@ class Head:
         if encoder.digest != self.encoder_digest:
             raise InputError(
                 f"expected the encoder of the head, {self.encoder} ({self.encoder_digest[:12]}), got {encoder.name} "
-                f"({encoder.digest[:12]}); use that encoder or fit a head for this one"
+                f"({encoder.digest[:12]}), perhaps with other settings; use that encoder or fit a head for this one"
             )
 
     def _header(self) -> dict[str, str]:
@@ -114,30 +114,36 @@ class Aesthetics(InstanceReward[Tensor], DifferentiableReward):
     """The rating a head predicts from an item's embedding, about -2 to 2 (standard deviations of its ratings).
 
     `head` is a file of `dragontune fit-aesthetics` or a `Head`, and answers only to its own encoder; read at the first
-    use. Without either they are those that ship: `LogMel(fft=4096, hop=1024, mels=128, level=-10.0)` and its head.
+    use. Without either they are those that ship: `LogMel(fft=4096, hop=1024, mels=128, level=-10.0)` and its head; name
+    the encoder of a head of your own.
 
     >>> Aesthetics()(samples)
     tensor([ 0.9, -0.4], dtype=torch.float64)
     """
 
-    encoder: Encoder = FINE
+    encoder: Encoder | None = None
     head: str | Path | Head = SHIPPED
 
     @property
     def needs_media(self) -> bool:
         """As the encoder."""
-        return self.encoder.needs_media
+        return self.embedder.needs_media
+
+    @property
+    def embedder(self) -> Encoder:
+        """The encoder given, else that of the head that ships."""
+        return FINE if self.encoder is None else self.encoder
 
     @cached_property
     def fitted(self) -> Head:
         """The head."""
         head = self.head if isinstance(self.head, Head) else Head.load(locate(self.head))
-        head.check(self.encoder)
+        head.check(self.embedder)
         return head
 
     def encode(self, samples: Samples) -> Float[Tensor, " n dim"]:
         """The pooled embeddings, on the CPU in double precision."""
-        return pool(self.encoder.encode(samples), self.fitted.pooling)
+        return pool(self.embedder.encode(samples), self.fitted.pooling)
 
     def score(self, features: Float[Tensor, " n dim"]) -> Float[Tensor, " n"]:
         """The predictions."""

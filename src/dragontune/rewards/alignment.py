@@ -22,6 +22,11 @@ class Alignment(InstanceReward[Tensor], DifferentiableReward):
         """As the encoder."""
         return self.encoder.needs_media
 
+    @property
+    def needs_prompts(self) -> bool:
+        """They are half of it."""
+        return True
+
     def encode(self, samples: Samples) -> Float[Tensor, " n"]:
         """The cosines."""
         media = normalize(self.encoder.encode(samples).mean(), dim=1)

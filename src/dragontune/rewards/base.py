@@ -32,6 +32,16 @@ class Reward(ABC, Generic[F]):
         return True
 
     @property
+    def needs_prompts(self) -> bool:
+        """Whether a score without a prompt means nothing."""
+        return False
+
+    @property
+    def label(self) -> str:
+        """What messages and reports call it."""
+        return type(self).__name__
+
+    @property
     def distance(self) -> bool:
         """Whether the score is a distance with its sign turned; reports then show the distance, lower is better."""
         return False

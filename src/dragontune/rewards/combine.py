@@ -131,6 +131,11 @@ class Weighted(Adaptive[Parts]):
         return any(reward.needs_media for reward in self.rewards.values())
 
     @property
+    def needs_prompts(self) -> bool:
+        """Whether any member does."""
+        return any(reward.needs_prompts for reward in self.rewards.values())
+
+    @property
     def minimum(self) -> int:
         """What the most demanding member needs."""
         return max(reward.minimum for reward in self.rewards.values())

@@ -104,6 +104,11 @@ class Constrained(Adaptive[Parts], DistributionReward[Parts]):
         return any(reward.needs_media for reward in self._members.values())
 
     @property
+    def needs_prompts(self) -> bool:
+        """Whether any member does."""
+        return any(reward.needs_prompts for reward in self._members.values())
+
+    @property
     def minimum(self) -> int:
         """What the most demanding member needs."""
         return max(reward.minimum for reward in self._members.values())

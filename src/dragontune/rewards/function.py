@@ -51,6 +51,11 @@ class Function(InstanceReward[Tensor]):
     def __post_init__(self) -> None:
         _ = self.form
 
+    @property
+    def label(self) -> str:
+        """The function's name."""
+        return _name(self.function)
+
     @cached_property
     def call(self) -> Callable[..., Any]:
         """The function itself."""
@@ -126,6 +131,11 @@ class SetFunction(DistributionReward[Material]):
         if self.least < 1:
             raise InputError(f"expected a least number of items of 1 or more, got {self.least}; raise it")
         _form(self.call, _name(self.function), ["plain"])
+
+    @property
+    def label(self) -> str:
+        """The function's name."""
+        return _name(self.function)
 
     @property
     def minimum(self) -> int:
