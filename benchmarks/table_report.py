@@ -31,8 +31,8 @@ reward, with intervals, is in `benchmarks/results/table/`. What the names mean s
 {count} test prompts, the same noise before and after. Win rates: of an item's reward by prompt, a tie one half,
 Wilson's interval; of a set's reward over {subsets} random subsets of {subset} prompts, the interval by resampling
 prompts. Distances are negative: higher is better everywhere. Guard rails: alignment falls by at most {fall}, diversity
-(Vendi) keeps {share:.0f} %; where they do not hold, the largest LoRA scale of 0.75, 0.5, 0.25, 0.125 at which they do, with
-the win rate that is left. One training seed."""
+(Vendi) keeps {share:.0f} %; where they do not hold, the largest LoRA scale of 0.75, 0.5, 0.25, 0.125 at which they do
+(found on the same prompts), with the target and the win rate there. One training seed."""
 
 
 def kind(name: str) -> str:
@@ -80,8 +80,9 @@ def guard(cell: Mapping[str, Any], name: str) -> str:
     if cell["holds"]:
         return "hold"
     restored = cell["restored"]
-    words = f"{percent(restored['rewards'][name])} at LoRA scale {restored['scale']}"
-    return words if restored["holds"] else f"not even at scale {restored['scale']}: {words}"
+    target = restored["rewards"][name]
+    words = f"at LoRA scale {restored['scale']}: {value(target, 'after')}, {percent(target)}"
+    return words if restored["holds"] else f"not even {words}"
 
 
 def means(plan: Plan, cells: Mapping[str, Any]) -> list[str]:
