@@ -121,6 +121,22 @@ def ablations(plan: Plan, cells: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def encoders(plan: Plan, cells: Mapping[str, Any]) -> list[str]:
+    """What encoder and exemplars of the target do to what no target knows."""
+    watched = [*plan.content["watched"], ALIGNMENT, DIVERSITY, "aesthetics"]
+    lines = [f"| tuned for | {' | '.join(watched)} |", "|---|" + "---|" * len(watched)]
+    for name in plan.content["rewards"]:
+        if name in cells and kind(name) in ("item against exemplars", "set against exemplars"):
+            found = (cells[name]["rewards"][each] for each in watched)
+            lines.append(f"| {name} | " + " | ".join(f"{entry['after']:.3g}" for entry in found) + " |")
+    untuned = next(iter(cells.values()))["rewards"]
+    return [
+        *lines[:2],
+        "| untuned | " + " | ".join(f"{untuned[each]['before']:.3g}" for each in watched) + " |",
+        *lines[2:],
+    ]
+
+
 def heat(plan: Plan, cells: Mapping[str, Any]) -> None:
     """Rows: what was tuned for; columns: what judges."""
     names = [name for name in plan.content["rewards"] if name in cells]
@@ -158,6 +174,7 @@ def diversity(plan: Plan, cells: Mapping[str, Any]) -> None:
         seen.add(group)
         axes.axhline(rewards[DIVERSITY]["before"], color="grey", lw=0.8, ls="--")
     axes.axvline(50, color="grey", lw=0.8, ls="--")
+    axes.margins(x=0.12)
     axes.set_xlabel("aesthetics win rate, % of prompts")
     axes.set_ylabel("Vendi score of 400 items")
     axes.legend(fontsize=8, title="tuned for")
@@ -192,6 +209,7 @@ def main() -> None:
         "![Diversity against aesthetics](table-diversity.svg)",
         "",
     ]
+    text += ["## Encoders and exemplars", "", *encoders(plan, cells), ""]
     if len(lines := ablations(plan, cells)) > 2:
         text += ["## Ablations", "", *lines, ""]
     (DOCS / "table.md").write_text("\n".join(text))
