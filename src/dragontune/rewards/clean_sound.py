@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, pad
 
 from dragontune.data import Samples
-from dragontune.errors import InputError, NonFiniteError
-from dragontune.media.audio import Audio
+from dragontune.errors import InputError
 from dragontune.rewards.base import InstanceReward
+from dragontune.rewards.signal import finite_audio
 
 RATE = 16000
 """What everything is measured at, in hertz."""
@@ -56,15 +56,8 @@ class CleanSound(InstanceReward[Tensor]):
         Raises:
             NonFiniteError: a clip holds NaN or infinity; the message names it.
         """
-        if not isinstance(samples.media, Audio):
-            raise TypeError(f"expected Audio, got {type(samples.media).__name__}")
-        wrong = (~samples.media.waveform.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-        if wrong:
-            raise NonFiniteError(
-                f"CleanSound needs finite samples, got NaN or infinity in item {wrong[0] + 1} of the {len(samples)} it "
-                f"was given (prompt {samples.prompts[wrong[0]]!r}); look at that clip"
-            )
-        return torch.stack([_measure(clip) for clip in samples.media.mono().resample(RATE).waveform[:, 0]])
+        audio = finite_audio(samples, self.label).mono().resample(RATE)
+        return torch.stack([_measure(clip) for clip in audio.waveform[:, 0]])
 
     def score(self, features: Float[Tensor, " n 4"]) -> Float[Tensor, " n"]:
         """The quality."""

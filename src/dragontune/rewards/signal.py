@@ -48,15 +48,7 @@ class Signal(InstanceReward[Tensor]):
         Raises:
             NonFiniteError: a clip holds NaN or infinity; the message names it.
         """
-        if not isinstance(samples.media, Audio):
-            raise TypeError(f"expected Audio, got {type(samples.media).__name__}")
-        wrong = (~samples.media.waveform.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-        if wrong:
-            raise NonFiniteError(
-                f"{type(self).__name__} needs finite samples, got NaN or infinity in item {wrong[0] + 1} of the "
-                f"{len(samples)} it was given (prompt {samples.prompts[wrong[0]]!r}); look at that clip"
-            )
-        return torch.cat([self.measure(clip) for clip in samples.media.chunks(1)])
+        return torch.cat([self.measure(clip) for clip in finite_audio(samples, self.label).chunks(1)])
 
     def score(self, features: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The values, or minus their distances to the target."""
@@ -128,3 +120,20 @@ class KeyStrength(Signal):
     def measure(self, audio: Audio) -> Float[Tensor, " n"]:
         """A correlation."""
         return descriptors.key_correlations(audio).amax(1)
+
+
+def finite_audio(samples: Samples, who: str) -> Audio:
+    """The decoded audio.
+
+    Raises:
+        NonFiniteError: a clip holds NaN or infinity; the message names it, and `who` asked.
+    """
+    if not isinstance(samples.media, Audio):
+        raise TypeError(f"expected Audio, got {type(samples.media).__name__}")
+    wrong = (~samples.media.waveform.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if wrong:
+        raise NonFiniteError(
+            f"{who} needs finite samples, got NaN or infinity in item {wrong[0] + 1} of the {len(samples)} it was "
+            f"given (prompt {samples.prompts[wrong[0]]!r}); look at that clip"
+        )
+    return samples.media
