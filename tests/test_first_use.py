@@ -1,4 +1,4 @@
-"""What stumbled a new user: heads of one's own in a recipe, prompts that were not there, abbreviations."""
+"""At first use: heads of one's own in a recipe, prompts that are not there, abbreviations, rewards that never differ."""
 
 import yaml
 
