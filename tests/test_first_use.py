@@ -1,4 +1,4 @@
-"""At first use: heads of one's own in a recipe, prompts that are not there, abbreviations, rewards that never differ."""
+"""At first use: heads of one's own in a recipe, prompts that are not there, abbreviations, constant rewards."""
 
 import yaml
 
