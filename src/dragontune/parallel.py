@@ -1,5 +1,6 @@
 """What processes say to each other: the only file that knows of ranks."""
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -32,3 +33,11 @@ def gather_rows(rows: T) -> T:
     parts: list[T | None] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, rows)
     return join_columns(parts)
+
+
+def add_up(tensors: Iterable[Tensor]) -> None:
+    """Replace each tensor, in place, by its sum over all processes."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    for tensor in tensors:
+        dist.all_reduce(tensor)

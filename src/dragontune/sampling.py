@@ -43,6 +43,22 @@ class State(Rows):
         """One step on."""
         return replace(self, latents=latents, step=self.step + 1, history=history)
 
+    def pause(self, prompts: Sequence[str]) -> "Stop":
+        """The same without its conditions and without gradients; `prompts` are what the conditions were made of."""
+        history = Estimates(self.history.guided.detach(), self.history.unconditional.detach())
+        return Stop(tuple(prompts), self.latents.detach(), self.step, self.item, history)
+
+
+@dataclass(frozen=True, eq=False)
+class Stop(Rows):
+    """A `State` to come back to: prompts in place of their conditions, which take more memory than latents do."""
+
+    prompts: tuple[str, ...]
+    latents: Float[Tensor, " n *latent"]
+    step: Int[Tensor, " n"]
+    item: Int[Tensor, " n"]
+    history: Estimates
+
 
 @dataclass(frozen=True, eq=False)
 class Transition(Rows):
@@ -124,11 +140,20 @@ class Sampler:
         item = torch.tensor(list(items), dtype=torch.long)
         noise = key.fold("start").normal(item, generator.latent_shape).to(generator.device)
         latents = generator.schedule.sigma(torch.ones(1)).item() * noise
-        conditions = generator.encode_prompts([*prompts, ""])
-        condition = conditions[torch.arange(len(item))]
-        unconditional = conditions[torch.full((len(item),), len(item))] if self.guided else None
+        condition, unconditional = self.conditions(generator, prompts)
         nothing = Estimates(torch.zeros_like(latents), torch.zeros_like(latents))
         return State(latents, condition, unconditional, torch.zeros_like(item), item, nothing)
+
+    def conditions(self, generator: Generator, prompts: Sequence[str]) -> tuple[Rows, Rows | None]:
+        """What the network is told of each prompt, and of none (None where guidance is off)."""
+        count = len(prompts)
+        both = generator.encode_prompts([*prompts, ""])
+        return both[torch.arange(count)], both[torch.full((count,), count)] if self.guided else None
+
+    def resume(self, generator: Generator, stop: Stop) -> State:
+        """Go on from where `State.pause` was called."""
+        condition, unconditional = self.conditions(generator, stop.prompts)
+        return State(stop.latents, condition, unconditional, stop.step, stop.item, stop.history)
 
     def transition(self, generator: Generator, state: State) -> Transition:
         """The distribution of the next state. Rows may be at different steps."""

@@ -16,6 +16,12 @@ from dragontune.seeding import Key
 Experience = TypeVar("Experience", bound=Rows)
 Batch = TypeVar("Batch", bound=Rows)
 Metrics = Mapping[str, float]
+COUNTS = ("generations", "denoiser_calls", "gradient_calls", "decodes", "encodes")
+"""Metrics that count, by item: the loop adds them up over the updates of a round, where it averages all others.
+
+`gradient_calls` are the evaluations of the denoiser that are differentiated, `denoiser_calls` all others that make
+generations.
+"""
 
 
 class Algorithm(ABC, Generic[Experience, Batch]):
@@ -27,15 +33,24 @@ class Algorithm(ABC, Generic[Experience, Batch]):
 
     @abstractmethod
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Experience, Metrics]:
-        """Generate and score, without gradients. The metrics hold `reward`, before the updates of this round."""
+        """Generate and score, without gradients.
+
+        Its metrics or those of `loss` hold `reward`: before the updates of this round, or before each of them.
+        """
 
     @abstractmethod
     def prepare(self, batch: Experience, key: Key) -> Batch:
-        """What the loss must know of the whole batch before it is split into micro-batches; no gradients."""
+        """What the loss must know of the whole batch before it is split into micro-batches; no gradients.
+
+        Every process calls it with the same batch and returns all rows of it.
+        """
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[Float[Tensor, ""], Metrics]:
-        """A scalar to minimise, the mean over the rows of a part of what `prepare` returned, and numbers to log."""
+        """A scalar to minimise, the mean over the rows of a part of what `prepare` returned, and numbers to log.
+
+        The numbers are means over the rows of the part, but for those of `COUNTS`, which are of the whole batch.
+        """
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What the optimiser moves."""

@@ -78,7 +78,7 @@ class LogMel(Encoder):
     def embed(self, media: Media) -> Embeddings:
         """Frames between -1.15 (silence) and 1.22 (a band that holds all of a clip at full scale).
 
-        With a `level` a clip may exceed full scale. Gradients pass where nothing is resampled.
+        With a `level` a clip may exceed full scale. Gradients pass.
         """
         if not isinstance(media, Audio):
             raise TypeError(f"expected Audio, got {type(media).__name__}")

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dragontune.data import Rows
 from dragontune.errors import InputError
+from dragontune.media import resampling
 
 READABLE = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus")
 WRITABLE = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
@@ -41,15 +42,11 @@ class Audio(Rows):
         return self if self.waveform.shape[1] == 1 else Audio(self.waveform.mean(1, keepdim=True), self.sample_rate)
 
     def resample(self, rate: int) -> "Audio":
-        """The same clips at `rate` hertz. Gradients pass only where the rates are equal (nothing is done then).
-
-        Raises:
-            ValueError: gradients are asked of a conversion that has none.
-        """
+        """The same clips at `rate` hertz. Gradients pass: where they are asked for, another filter does the work."""
         if rate == self.sample_rate:
             return self
         if torch.is_grad_enabled() and self.waveform.requires_grad:
-            raise ValueError(f"gradients do not pass through resampling from {self.sample_rate} to {rate} Hz")
+            return Audio(resampling.resample(self.waveform, self.sample_rate, rate), rate)
         clips = self.waveform.detach().cpu().float().numpy()
         moved = np.stack([soxr.resample(clip.T, self.sample_rate, rate).T for clip in clips])
         return Audio(torch.from_numpy(np.ascontiguousarray(moved)).to(self.waveform), rate)

@@ -17,7 +17,7 @@ from dragontune.data import Rows, Samples, join_columns
 from dragontune.distances.swaps import Means, Swaps, Total
 from dragontune.errors import InputError
 from dragontune.rewards import standardise
-from dragontune.rewards.base import DistributionReward, Features, InstanceReward, Reward
+from dragontune.rewards.base import DifferentiableReward, DistributionReward, Features, InstanceReward, Reward
 from dragontune.rewards.standardise import Adaptive, Spread, State, halves_spread, inside, items_spread, outside, place
 from dragontune.seeding import Key
 
@@ -203,9 +203,12 @@ class Sum(Weighted, DistributionReward[Parts]):
     def score(self, features: Parts) -> Float[Tensor, ""]:
         """The weighted sum of the members' (mean) scores."""
         with torch.no_grad():
-            members = self.rewards.items()
-            terms = [self._factor(name) * _mean(reward, features.members[name]) for name, reward in members]
-            return torch.stack(terms).sum() + self._offset
+            return self._total(features)
+
+    def _total(self, features: Parts) -> Float[Tensor, ""]:
+        members = self.rewards.items()
+        terms = [self._factor(name) * _mean(reward, features.members[name]) for name, reward in members]
+        return torch.stack(terms).sum() + self._offset
 
     def swaps(self, first: Parts, second: Parts) -> Swaps:
         """The sum of the members' exchanges; of an instance reward those of its mean."""
@@ -217,6 +220,24 @@ class Sum(Weighted, DistributionReward[Parts]):
             (self._factor(name), member_swaps(reward, first.members[name], second.members[name]))
             for name, reward in self.rewards.items()
         ]
+
+
+@dataclass(frozen=True, eq=False)
+class DifferentiableSum(Sum, DifferentiableReward):
+    """`Sum` whose score has gradients, for algorithms that follow them: every member is a `DifferentiableReward`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, reward in self.rewards.items():
+            if not isinstance(reward, DifferentiableReward):
+                raise InputError(
+                    f"expected DifferentiableRewards in DifferentiableSum, got {name!r} ({reward.label}), through "
+                    "which no gradients pass; remove it, or use Sum with Dragon"
+                )
+
+    def score(self, features: Parts) -> Float[Tensor, ""]:
+        """The weighted sum of the members' (mean) scores, with gradients."""
+        return self._total(features)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,7 @@
 """One round of training: collect on-policy, then a few steps of Adam on what was collected."""
 
+import resource
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,8 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
-from dragontune.algorithms.base import Algorithm
+from dragontune.algorithms.base import COUNTS, Algorithm
 from dragontune.data import Rows
+from dragontune.parallel import add_up, share
 from dragontune.seeding import Key
 from dragontune.training import guard
 from dragontune.training.checkpoint import Record
@@ -48,19 +51,25 @@ class Rounds:
         start, key = time.monotonic(), self.key.fold("round", number)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(number)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         with torch.no_grad():
             experience, collected = self.algorithm.collect(self.chosen(number), key.fold("collect"))
-        guard.finite("reward", collected["reward"], number + 1)
+        if "reward" in collected:
+            guard.finite("reward", collected["reward"], number + 1)
         size = min(self.batch, len(experience))
         steps: list[Mapping[str, float]] = []
         for update in range(self.updates):
             rows = torch.tensor(deal(key.fold("rows"), len(experience), update * size, size))
             steps.append(self.update(experience[rows], key.fold("update", update), number))
-        means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
-        metrics = {**collected, **means}
+        totals = {name: sum(step[name] for step in steps) for name in steps[0]}
+        means = {name: total / len(steps) for name, total in totals.items() if name not in COUNTS}
+        counts = {name: collected.get(name, 0.0) + totals.get(name, 0.0) for name in COUNTS if name in totals}
+        metrics = {**collected, **means, **counts}
         return {
             "round": number + 1,
             "seconds": round(time.monotonic() - start, 3),
+            "peak_memory": peak_memory(),
             "reward": metrics.pop("reward"),
             "loss": metrics.pop("loss"),
             "metrics": metrics,
@@ -72,22 +81,39 @@ class Rounds:
         return [self.prompts[row] for row in rows]
 
     def update(self, batch: Rows, key: Key, number: int) -> Mapping[str, float]:
-        """One step of Adam on the mean loss over the batch, whatever the micro-batches."""
+        """One step of Adam on the mean loss over the batch, whatever the micro-batches and the processes."""
         with torch.no_grad():
             prepared = self.algorithm.prepare(batch, key)
         totals: dict[str, float] = {}
-        self.optimizer.zero_grad()
-        for part in prepared.chunks(self.micro_batch):
-            share = len(part) / len(prepared)
+        for weight in self.weights:
+            weight.grad = torch.zeros_like(weight)
+        for rows in share(len(prepared)).split(self.micro_batch):
+            part, part_of_all = prepared[rows], len(rows) / len(prepared)
             loss, metrics = self.algorithm.loss(part)
-            self.accelerator.backward(loss * share)
+            self.accelerator.backward(loss * part_of_all)
             for name, value in {**metrics, "loss": loss.item()}.items():
-                totals[name] = totals.get(name, 0.0) + share * value
+                totals[name] = totals.get(name, 0.0) + part_of_all * value
+        add_up(weight.grad for weight in self.weights if weight.grad is not None)
+        totals = _summed(totals)
         guard.finite("loss", totals["loss"], number + 1)
         norm = torch.nn.utils.clip_grad_norm_(self.weights, self.max_norm)
         totals["grad_norm"] = guard.finite("gradient norm", norm.item(), number + 1)
         self.optimizer.step()
         return totals
+
+
+def _summed(numbers: Mapping[str, float]) -> dict[str, float]:
+    """Over all processes."""
+    values = torch.tensor(list(numbers.values()), dtype=torch.float64)
+    add_up([values])
+    return dict(zip(numbers, values.tolist(), strict=True))
+
+
+def peak_memory() -> int:
+    """Bytes: the most that PyTorch held on the GPU this round, or that the process has held so far on a CPU."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def deal(key: Key, count: int, start: int, size: int) -> list[int]:

@@ -1,0 +1,214 @@
+"""DRaFT (Clark, Vicol, Swersky & Fleet 2024, arXiv 2309.17400): the reward's own gradient through the sampler.
+
+An update generates a batch and follows the gradient of its reward through the decoder and the last K steps into the
+adapter: K = all is DRaFT, less is DRaFT-K, and DRaFT-LV lowers the variance of K = 1 by noising each result again.
+
+The gradient is taken in two parts, so that their activations never meet in memory: first of the loss with respect to
+the clean latents (slopes.py), then, through the last steps, of the inner product of those with the latents. Rewards of
+whole sets work like all others. Left out: the annealed guidance of DRaFT+.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dragontune.algorithms.base import Algorithm, Metrics
+from dragontune.algorithms.objectives import Maximise, Objective
+from dragontune.algorithms.slopes import Judge, Slopes, check_differentiable
+from dragontune.data import Rows
+from dragontune.errors import InputError
+from dragontune.generators.base import Generator
+from dragontune.parallel import gather_rows, share
+from dragontune.rewards import standardise
+from dragontune.rewards.base import DifferentiableReward
+from dragontune.sampling import Estimates, Sampler, State, Stop
+from dragontune.schedule import expand
+from dragontune.seeding import Key
+
+
+@dataclass(frozen=True, eq=False)
+class Asked(Rows):
+    """What a round generates from: nothing is generated before an update, so that every update is on-policy."""
+
+    prompts: tuple[str, ...]
+    item: Int[Tensor, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Tail(Rows):
+    """Generations before their last steps, and where the reward pulls what those will make of them."""
+
+    stop: Stop
+    slopes: Slopes
+    key: Key
+    counts: Mapping[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Draft(Algorithm[Asked, Tail]):
+    """Gradients through the last `last` steps of the sampler: K of DRaFT-K, or `all`.
+
+    >>> Draft(generator, Alignment(TinyClap()), sampler=Sampler(steps=12), last=2)
+    """
+
+    generator: Generator
+    reward: DifferentiableReward
+    sampler: Sampler = field(default_factory=Sampler)
+    last: int | Literal["all"] = 1
+    renoised: int = 0
+    """n of DRaFT-LV: how many times each result is noised again to the level before the last steps, and judged again.
+
+    The loss is the mean over all n + 1 results of an item (the paper's sum, divided by n + 1: a factor that Adam
+    divides out).
+    """
+    objective: Objective = field(default_factory=Maximise)
+    kl: float = 0.0
+    """Weight of the mean over the differentiated steps of |eps - eps_ref|^2 / 2, a mean over elements: the KL
+    divergence of two Gaussians of unit variance about the noise that the model and the frozen one predict (DRaFT+)."""
+    micro_batch: int = 40
+    """Items generated, decoded or encoded at once: memory only, never the result."""
+
+    def __post_init__(self) -> None:
+        steps, kind = self.sampler.steps, type(self).__name__
+        check_differentiable(self.reward, self)
+        if standardise.learns(self.reward):
+            raise InputError(
+                f"expected fixed scales in the reward of {kind}, got standardise: running, which only Dragon keeps up; "
+                "give scales"
+            )
+        if self.last != "all" and not 1 <= self.last <= steps:
+            raise InputError(
+                f"expected {kind}'s last from 1 to the sampler's {steps} steps, or `all`, got {self.last}; lower it or "
+                "raise sampler.steps"
+            )
+        if self.renoised < 0:
+            raise InputError(f"expected {kind}'s renoised of 0 or more, got {self.renoised}; 2 is usual")
+        if not 0 <= self.kl < float("inf"):
+            raise InputError(f"expected {kind}'s kl finite and 0 or more, got {self.kl}; 0 turns it off")
+        if self.micro_batch < 1:
+            raise InputError(f"expected {kind}'s micro_batch of 1 or more, got {self.micro_batch}; raise it")
+
+    def depth(self, key: Key) -> int:
+        """How many steps of an update carry gradients."""
+        return self.sampler.steps if self.last == "all" else self.last
+
+    @torch.no_grad()
+    def collect(self, prompts: Sequence[str], key: Key) -> tuple[Asked, Metrics]:
+        """The prompts as they are."""
+        return Asked(tuple(prompts), torch.arange(len(prompts))), {}
+
+    @torch.no_grad()
+    def prepare(self, batch: Asked, key: Key) -> Tail:
+        """Generate, judge, and find where the reward pulls each item. Shared among the processes."""
+        depth = self.depth(key.fold("depth"))
+        own = batch[share(len(batch))]
+        parts = [self._rollout(part, depth, key.fold("noise")) for part in own.chunks(self.micro_batch)]
+        stop, ends = Stop.join([stop for stop, _ in parts]), torch.cat([end for _, end in parts])
+        copies = [(stop, ends)]
+        for number in range(1, self.renoised + 1):
+            again = self._renoise(stop, ends, int(batch.item.max() + 1) * number, key.fold("again", number))
+            noised = [self._finish(part, key.fold("noise"))[0] for part in again.chunks(self.micro_batch)]
+            copies.append((again, torch.cat(noised)))
+        judge = Judge(self.generator, self.reward, self.objective, self.micro_batch)
+        slopes = [judge.slopes(one.prompts, end, one.item, key.fold("judge")) for one, end in copies]
+        counts = self._counts(len(batch), depth)
+        tails = [Tail(one, slope, key.fold("noise"), counts) for (one, _), slope in zip(copies, slopes, strict=True)]
+        return gather_rows(Tail.join(tails))
+
+    def loss(self, batch: Tail) -> tuple[Float[Tensor, ""], Metrics]:
+        """The objective's losses, whose gradient passes through the last steps, and the divergence."""
+        latents, divergence = self._finish(batch.stop, batch.key)
+        losses = batch.slopes.loss.to(latents) + _pulled(latents, batch.slopes.slope)
+        loss = (losses + self.kl * divergence).mean()
+        metrics = {"reward": batch.slopes.score.mean().item(), **batch.counts}
+        return loss, metrics | ({"divergence": divergence.mean().item()} if self.kl else {})
+
+    def _rollout(self, batch: Asked, depth: int, key: Key) -> tuple[Stop, Float[Tensor, " n *latent"]]:
+        """Where the last steps begin, and what they lead to."""
+        state = self.sampler.start(self.generator, batch.prompts, key, batch.item.tolist())
+        for _ in range(self.sampler.steps - depth):
+            state = self.sampler.advance(self.generator, state, key)
+        stop = state.pause(batch.prompts)
+        return stop, self._finish(stop, key)[0]
+
+    def _renoise(self, stop: Stop, ends: Float[Tensor, " n *latent"], offset: int, key: Key) -> Stop:
+        """The results, noised to the level before the last steps; no gradients pass."""
+        schedule = self.generator.schedule
+        t = schedule.times(self.sampler.steps)[stop.step].to(ends)
+        noise = key.normal(stop.item, ends.shape[1:]).to(ends)
+        return replace(stop, latents=schedule.diffuse(ends, noise, t), item=stop.item + offset)
+
+    def _finish(self, stop: Stop, key: Key) -> tuple[Float[Tensor, " n *latent"], Float[Tensor, " n"]]:
+        """The last steps, and their mean divergence from the frozen model's."""
+        state = self.sampler.resume(self.generator, stop)
+        divergence, left = state.latents.new_zeros(len(state)), self.sampler.steps - int(state.step[0])
+        for _ in range(left):
+            if left > 1 and torch.is_grad_enabled():
+                state, more = self._again(state, key)
+            else:
+                state, more = self._step(state, key)
+            divergence = divergence + more / left
+        return state.latents, divergence
+
+    def _again(self, state: State, key: Key) -> tuple[State, Float[Tensor, " n"]]:
+        """A step whose activations are computed again on the way back, so that only one step's are kept at a time."""
+
+        def step(latents: Tensor, guided: Tensor, unconditional: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+            given = replace(state, latents=latents, history=Estimates(guided, unconditional))
+            ahead, more = self._step(given, key)
+            return ahead.latents, ahead.history.guided, ahead.history.unconditional, more
+
+        history = state.history
+        latents, guided, unconditional, more = checkpoint(  # pyright: ignore[reportGeneralTypeIssues]
+            step,
+            state.latents,
+            history.guided,
+            history.unconditional,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        return state.move(latents, Estimates(guided, unconditional)), more
+
+    def _step(self, state: State, key: Key) -> tuple[State, Float[Tensor, " n"]]:
+        """One step and its divergence."""
+        move = self.sampler.transition(self.generator, state)
+        return state.move(move.draw(key), move.history), self._divergence(state, move.history.guided)
+
+    def _divergence(self, state: State, clean: Float[Tensor, " n *latent"]) -> Float[Tensor, " n"]:
+        """Half the mean squared difference of the predicted noise from the frozen model's."""
+        if not (self.kl and torch.is_grad_enabled()):
+            return clean.new_zeros(len(clean))
+        with torch.no_grad(), self.generator.reference():
+            frozen = self.sampler.transition(self.generator, state).history.guided
+        schedule = self.generator.schedule
+        t = schedule.times(self.sampler.steps)[state.step].to(clean)
+        ratio = expand(schedule.alpha(t) / schedule.sigma(t).clamp(min=1e-3), clean)
+        return (ratio * (clean - frozen)).square().flatten(1).mean(1) / 2
+
+    def _counts(self, items: int, depth: int) -> dict[str, float]:
+        """What an update on `items` prompts costs."""
+        branches, media, judged = 1 + self.sampler.guided, self.reward.needs_media, items * (1 + self.renoised)
+        return {
+            "generations": float(items),
+            "denoiser_calls": float(self.sampler.calls(items) + items * self.renoised * depth * branches),
+            "gradient_calls": float(judged * depth * branches),
+            "decodes": float(judged) if media else 0.0,
+            "encodes": float(judged),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class DraftLv(Draft):
+    """DRaFT-LV: `renoised` results more of each item, for the price of their last steps (Clark et al. 2024, alg. 1)."""
+
+    renoised: int = 2
+
+
+def _pulled(latents: Float[Tensor, " n *latent"], slope: Float[Tensor, " n *latent"]) -> Float[Tensor, " n"]:
+    """0 in value, with the gradient of the inner product."""
+    return (slope * (latents - latents.detach())).flatten(1).sum(1)
