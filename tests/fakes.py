@@ -75,6 +75,13 @@ class Tones(Generator):
     def load_adapter(self, folder: str) -> None:
         raise NotImplementedError
 
+    def mix_adapters(self, parts: Sequence[tuple[str, float]]) -> None:
+        raise NotImplementedError
+
+    def rescale(self, gamma: float) -> None:
+        with torch.no_grad():
+            self.shift.mul_(gamma)
+
 
 @dataclass(frozen=True)
 class Pitch(InstanceReward):

@@ -117,6 +117,14 @@ class Toy(Generator):
         """In peft's format."""
         adapters.load(self.network, folder)
 
+    def mix_adapters(self, parts: Sequence[tuple[str, float]]) -> None:
+        """A weighted sum of corrections to the network's layers."""
+        adapters.mix(self.network, parts)
+
+    def rescale(self, gamma: float) -> None:
+        """Part of the correction, for good."""
+        adapters.rescale(self.network, gamma)
+
 
 def _modes(condition: Rows) -> Float[Tensor, " n 2"]:
     if not isinstance(condition, Weights):
@@ -207,7 +215,27 @@ def _check_adapter(generator: Generator, weights: list[nn.Parameter], denoise: C
             for weight in weights:
                 weight.zero_()
             generator.load_adapter(folder)
-        torch.testing.assert_close(denoise(), tuned, msg=_says("a saved adapter does not come back"))
+            torch.testing.assert_close(denoise(), tuned, msg=_says("a saved adapter does not come back"))
+            try:
+                _check_mixing(generator, folder, denoise, base, tuned)
+            finally:
+                generator.load_adapter(folder)
+
+
+def _check_mixing(
+    generator: Generator, folder: str, denoise: Callable[[], Tensor], base: Tensor, tuned: Tensor
+) -> None:
+    """The adapter in `folder` is the present one."""
+    with generator.scaled(0.5):
+        half = denoise()
+    generator.rescale(0.5)
+    torch.testing.assert_close(denoise(), half, msg=_says("rescale(0.5) is not what scaled(0.5) is"))
+    generator.mix_adapters([(folder, 1.0)])
+    assert torch.equal(denoise(), tuned), "a mixture of one adapter with weight 1 is not that adapter"
+    generator.mix_adapters([(folder, 0.75), (folder, -0.25)])
+    torch.testing.assert_close(denoise(), half, msg=_says("0.75 - 0.25 of an adapter is not half of it"))
+    generator.mix_adapters([(folder, 0.0)])
+    assert torch.equal(denoise(), base), "a mixture with weight 0 is not the pretrained model, bit for bit"
 
 
 def check_encoder(encoder: Encoder, media: Media) -> None:

@@ -1,8 +1,8 @@
-"""Make clips from prompts, with or without an adapter."""
+"""Make clips from prompts, with an adapter, with a mixture of adapters, or without."""
 
 import json
 import warnings
-from contextlib import nullcontext
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,15 +19,64 @@ from dragontune.training.listening import file_name
 from dragontune.training.progress import reporter
 
 SETTINGS = "generation.json"
+LARGEST_WEIGHT = 10.0
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A run's folder, or a folder in peft's format, and how much of its change is wanted (1: as tuned).
+
+    >>> Adapter.read("runs/demo:0.5")
+    Adapter(folder='runs/demo', weight=0.5)
+    """
+
+    folder: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.folder:
+            raise InputError("expected a folder in --adapter, got none; name a run, as in runs/demo or runs/demo:0.5")
+        if not -LARGEST_WEIGHT <= self.weight <= LARGEST_WEIGHT:
+            raise InputError(
+                f"expected a weight from -{LARGEST_WEIGHT:g} to {LARGEST_WEIGHT:g} after the colon of --adapter, got "
+                f"{self.weight:g} for {self.folder}; 1 is as tuned"
+            )
+
+    @classmethod
+    def read(cls, text: str) -> "Adapter":
+        """FOLDER or FOLDER:WEIGHT; a last colon that no number follows belongs to the folder."""
+        folder, colon, last = text.rpartition(":")
+        try:
+            weight = float(last)
+        except ValueError:
+            return cls(text)
+        return cls(folder, weight) if colon else cls(text)
+
+    def __str__(self) -> str:
+        return self.folder if self.weight == 1 else f"{self.folder}:{self.weight:g}"
+
+    @property
+    def weights(self) -> Path:
+        """The folder in peft's format."""
+        inside = Path(self.folder) / "adapter"
+        return inside if inside.is_dir() else Path(self.folder)
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe, if this is a run's folder."""
+        return Path(self.folder) / "recipe.yaml"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is made: the same request gives the same clips."""
+    """What is made: the same request gives the same clips.
+
+    The change of the model is `scale` times the weighted sum of those of the adapters.
+    """
 
     model: str
     prompts: tuple[str, ...]
-    adapter: str | None
+    adapters: tuple[Adapter, ...]
     scale: float
     seed: int
     sampler: Sampler
@@ -35,7 +84,7 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 10:
             raise InputError(f"expected --scale from 0 (untuned) to 10, got {self.scale}; 1 is as tuned")
-        if self.adapter is None and self.scale not in (0, 1):
+        if not self.adapters and self.scale not in (0, 1):
             raise InputError(f"expected --adapter with --scale {self.scale:g}, got none; name a run or drop --scale")
         if self.seed < 0:
             raise InputError(f"expected --seed of 0 or more, got {self.seed}; choose another")
@@ -44,13 +93,45 @@ class Request:
         """The request as it is stored beside the clips."""
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
 
+    @property
+    def gamma(self) -> float:
+        """The scale, which is 0 if the adapters add up to nothing because each has weight 0."""
+        return self.scale if any(adapter.weight for adapter in self.adapters) else 0.0
+
     def generator(self) -> Generator:
-        """The model, with the adapter of a run folder or of a folder in peft's format."""
+        """The model with its adapters."""
         generator = load(self.model)
-        if self.adapter is not None:
-            inside = Path(self.adapter) / "adapter"
-            generator.load_adapter(str(inside if inside.is_dir() else self.adapter))
+        if self.adapters:
+            generator.mix_adapters([(str(adapter.weights), adapter.weight) for adapter in self.adapters])
         return generator
+
+
+def common_model(named: Sequence[tuple[Adapter, str | None]]) -> str | None:
+    """The model that the recipes of the adapters name, if any does.
+
+    Raises:
+        InputError: they name different ones.
+    """
+    known = [(adapter, model) for adapter, model in named if model is not None]
+    for adapter, model in known:
+        if model != known[0][1]:
+            raise InputError(
+                f"expected adapters of one model, got {known[0][0].folder} of {known[0][1]} and {adapter.folder} of "
+                f"{model}; mix runs of the same model, or add --model if these names mean the same"
+            )
+    return known[0][1] if known else None
+
+
+def first_sampler(known: Sequence[tuple[Adapter, Sampler]]) -> Sampler | None:
+    """The sampler of the first adapter that has one; a warning where another has a different one."""
+    for adapter, sampler in known:
+        if sampler != known[0][1]:
+            warnings.warn(
+                f"the recipe of {adapter.folder} has other sampler settings than that of {known[0][0].folder}, "
+                "which are used; set --steps and --guidance to choose",
+                stacklevel=1,
+            )
+    return known[0][1] if known else None
 
 
 def generate(request: Request, out: Path) -> None:
@@ -66,7 +147,7 @@ def generate(request: Request, out: Path) -> None:
     items = [Item(out / f"{file_name(i, prompt)}.flac", prompt) for i, prompt in enumerate(request.prompts)]
     media.write_table(out, items)
     try:
-        with reporter() as report, generator.scaled(request.scale) if request.adapter else nullcontext():
+        with reporter() as report, generator.scaled(request.gamma):
             _warn_if_inaudible(request, generator)
             for number, item in enumerate(items):
                 report("generating", number, len(items))
@@ -105,13 +186,13 @@ def _claim(request: Request, out: Path) -> None:
 
 def _warn_if_inaudible(request: Request, generator: Generator) -> None:
     """Compare the first clip with the untuned model's."""
-    if request.adapter is None or request.scale == 0:
+    if request.gamma == 0:
         return
     with generator.reference():
         before = _clip(request, generator, 0)
     if guard.inaudible([before], [_clip(request, generator, 0)]):
         warnings.warn(
-            f"THE ADAPTER CHANGES NOTHING AUDIBLE: with {request.adapter} the first clip differs from the untuned one "
-            f"by less than {guard.AUDIBLE:.0f} dB; try a larger --scale or tune longer",
+            f"THE ADAPTER CHANGES NOTHING AUDIBLE: with {' '.join(map(str, request.adapters))} the first clip differs "
+            f"from the untuned one by less than {guard.AUDIBLE:.0f} dB; try a larger --scale or tune longer",
             stacklevel=2,
         )

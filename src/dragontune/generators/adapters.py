@@ -1,14 +1,15 @@
 """LoRA (Hu et al. 2021) on the linear layers of any network, through peft. This is the only file that knows peft.
 
 The adapter lives in the network: `attach` puts it there, and the other functions find it there. A network without one
-is its own reference and has nothing to train.
+is its own reference and has nothing to train. Left out: mixtures of anything but plain LoRA on linear layers.
 """
 
 import json
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,18 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 LARGEST_RANK = 4096
 """More than the width of the layers of any model of today, so it can only be a slip."""
+
+PLAIN = (
+    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+    *("inference_mode", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "target_modules"),
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "lora_dropout", "fan_in_fan_out", "megatron_core"),
+    *("init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"),
+    "qalora_group_size",
+)
+"""The fields of peft's configuration that leave the change of a layer a scaled product of two matrices."""
+
+PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")
+"""The ways to draw the first weights of a LoRA that leave the base model's weights alone."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +140,53 @@ def load(network: nn.Module, folder: str | Path) -> None:
     Raises:
         InputError: the folder holds no readable LoRA, or one of another network.
     """
-    config, weights = _read(Path(folder))
-    if not (attached(network) and _key(_config(network)) == _key(config)):
+    _put(network, *_read(Path(folder)), folder)
+
+
+def mix(network: nn.Module, adapters: Sequence[tuple[str | Path, float]]) -> None:
+    """Give the network the change sum_j gamma_j s_j B_j A_j, of pairs (folder_j, gamma_j), instead of the present one.
+
+    LoRA mixing as in DRaFT (Clark et al. 2024): the products are added, not the factors. The sum is one LoRA of scale 1
+    whose A holds the A_j one above the other and whose B holds the gamma_j s_j B_j side by side; a layer's rank is the
+    sum over the adapters that have it. One adapter with weight 1 is loaded as it is. A folder may be named twice.
+
+    Raises:
+        InputError: no adapter, a weight that is not finite, or an adapter that is no plain LoRA on linear layers of
+            this network.
+    """
+    if not adapters:
+        raise InputError("expected at least one adapter to mix, got none; name one")
+    for folder, gamma in adapters:
+        _check_finite(gamma, f"of {folder} in a mixture")
+    if [gamma for _, gamma in adapters] == [1]:
+        load(network, adapters[0][0])
+        return
+    down: dict[str, list[Tensor]] = {}
+    up: dict[str, list[Tensor]] = {}
+    try:
+        for folder, gamma in adapters:
+            for name, a, b in _factors(network, Path(folder)):
+                down.setdefault(name, []).append(a)
+                up.setdefault(name, []).append(gamma * b)
+    except InputError:
         detach(network)
-        try:
-            _inject(network, config, seed=0)
-        except ValueError as error:
-            raise InputError(f"expected an adapter for this model, got {folder} ({error}); use another") from error
-    expected = {name: value.shape for name, value in _weights(network).items()}
-    got = {name: value.shape for name, value in weights.items()}
-    if expected != got:
-        odd = sorted(set(expected.items()) ^ set(got.items()))[0]
-        raise InputError(
-            f"expected an adapter for this model, got {folder}, which differs in {odd[0]} {tuple(odd[1])}; "
-            "use the model that the adapter was trained on"
-        )
-    set_peft_model_state_dict(network, weights, ADAPTER)
+        raise
+    weights = {f"{name}.lora_A.weight": torch.cat(parts) for name, parts in down.items()}
+    weights |= {f"{name}.lora_B.weight": torch.cat(parts, 1) for name, parts in up.items()}
+    _put(network, _mixture({name: sum(map(len, parts)) for name, parts in down.items()}), weights, "a mixture")
+
+
+def rescale(network: nn.Module, gamma: float) -> None:
+    """Multiply the adapter's change by `gamma` for good, in place: the up-projections become `gamma` times themselves.
+
+    Raises:
+        InputError: `gamma` is not finite.
+    """
+    _check_finite(gamma, "of an adapter")
+    with torch.no_grad():
+        for layer in _layers(network):
+            for weight in (*layer.lora_B.parameters(), *layer.lora_embedding_B.parameters()):
+                weight.mul_(gamma)
 
 
 def detach(network: nn.Module) -> None:
@@ -167,6 +211,7 @@ def _weights(network: nn.Module) -> dict[str, Tensor]:
 def _key(config: LoraConfig) -> str:
     """What decides the adapter's shape and scale."""
     names = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "bias")
+    names += ("exclude_modules", "layers_to_transform", "layers_pattern", "lora_bias")
     return json.dumps({name: getattr(config, name) for name in names}, default=sorted, sort_keys=True)
 
 
@@ -181,9 +226,66 @@ def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise InputError(f"expected a readable adapter, got {folder} ({error}); restore the folder") from error
     if not isinstance(config, LoraConfig):
         raise InputError(f"expected a LoRA adapter, got {folder} of another kind; only LoRA is supported")
+    return config, {name.removeprefix(PREFIX): value for name, value in weights.items()}
+
+
+def _put(network: nn.Module, config: LoraConfig, weights: dict[str, Tensor], source: str | Path) -> None:
+    """What `load` does with what it has read from `source`."""
     config.inference_mode = False
     config.init_lora_weights = True  # other starts may touch the base weights; what is loaded replaces any start
-    return config, {name.removeprefix(PREFIX): value for name, value in weights.items()}
+    if not (attached(network) and _key(_config(network)) == _key(config)):
+        detach(network)
+        try:
+            _inject(network, config, seed=0)
+        except ValueError as error:
+            detach(network)
+            reason = " ".join(str(error).split())[:200]  # it may show the whole network
+            raise InputError(f"expected an adapter for this model, got {source} ({reason}); use another") from error
+    expected = {name: value.shape for name, value in _weights(network).items()}
+    got = {name: value.shape for name, value in weights.items()}
+    if expected != got:
+        odd = sorted(set(expected.items()) ^ set(got.items()))[0]
+        raise InputError(
+            f"expected an adapter for this model, got {source}, which differs in {odd[0]} {tuple(odd[1])}; "
+            "use the model that the adapter was trained on"
+        )
+    set_peft_model_state_dict(network, weights, ADAPTER)
+
+
+def _factors(network: nn.Module, folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Layer, A (rank, inputs) and s B (outputs, rank) of the adapter in `folder`, which is loaded on the way."""
+    config, weights = _read(folder)
+    usual = LoraConfig()
+    odd = {f.name for f in fields(config) if getattr(config, f.name) != getattr(usual, f.name)} - set(PLAIN)
+    odd |= {"init_lora_weights"} if config.init_lora_weights not in PLAIN_STARTS else set()
+    if odd:
+        said = ", ".join(f"{name} = {getattr(config, name)}" for name in sorted(odd))
+        raise InputError(f"expected a plain LoRA to mix, got {folder} with {said}; use it alone, with weight 1")
+    _put(network, config, weights, folder)
+    for name, layer in network.named_modules():
+        if isinstance(layer, LoraLayer):
+            if not isinstance(layer.get_base_layer(), nn.Linear):
+                kind = type(layer.get_base_layer()).__name__
+                raise InputError(
+                    f"expected LoRA on linear layers to mix, got {folder} with one on {name}, a {kind}; "
+                    "use it alone, with weight 1"
+                )
+            a, b = (getattr(layer, part)[ADAPTER].weight.detach() for part in ("lora_A", "lora_B"))
+            yield name, a.clone(), layer.scaling[ADAPTER] * b
+
+
+def _mixture(ranks: dict[str, int]) -> LoraConfig:
+    """A LoRA of scale 1 on exactly these layers with these ranks; peft takes names for regular expressions."""
+    names = {name: re.escape(name) for name in sorted(ranks)}
+    most = max(ranks.values())
+    pattern = {f"^{names[name]}": ranks[name] for name in names if ranks[name] != most}
+    targets = "|".join(names.values())
+    return LoraConfig(r=most, lora_alpha=most, target_modules=targets, rank_pattern=pattern, alpha_pattern=pattern)
+
+
+def _check_finite(gamma: float, what: str) -> None:
+    if not math.isfinite(gamma):
+        raise InputError(f"expected a finite weight {what}, got {gamma}; 1 is as tuned")
 
 
 def _inject(network: nn.Module, config: LoraConfig, seed: int) -> None:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,13 @@ class Generator(ABC):
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Rows:
         """The condition, one row a prompt; the empty prompt is the unconditional one."""
+
+    def prompt_vectors(self, condition: Rows) -> Float[Tensor, " n width"]:
+        """What the condition says, as one vector a row: each column's numbers, their mean over tokens, side by side.
+
+        The last axis of a column is its width, all between it and the first are tokens.
+        """
+        return torch.cat([*_vectors(condition), torch.zeros(len(condition), 0, device=self.device)], 1)
 
     @abstractmethod
     def denoise(
@@ -63,3 +71,27 @@ class Generator(ABC):
     @abstractmethod
     def load_adapter(self, folder: str) -> None:
         """Replace the adapter by the one in `folder` (peft's format); InputError if it does not fit."""
+
+    @abstractmethod
+    def mix_adapters(self, parts: Sequence[tuple[str, float]]) -> None:
+        """Replace the adapter by a weighted sum of the changes of others, each a folder in peft's format and a weight.
+
+        One with weight 1 is `load_adapter`. InputError if one does not fit or is no plain LoRA.
+        """
+
+    @abstractmethod
+    def rescale(self, gamma: float) -> None:
+        """Multiply the adapters' change by `gamma` for good, in `parameters()` and in what `save_adapter` writes."""
+
+
+def _vectors(column: object) -> Iterator[Float[Tensor, " n width"]]:
+    """Of the columns of real numbers in a condition, in their order."""
+    match column:
+        case Tensor():
+            if column.is_floating_point():
+                yield column.flatten(1, -2).mean(1) if column.ndim > 2 else column.view(len(column), -1)
+        case Rows():
+            for field in fields(column):
+                yield from _vectors(getattr(column, field.name))
+        case _:
+            return

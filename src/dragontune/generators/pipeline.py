@@ -1,7 +1,7 @@
 """What generators made of a pretrained pipeline have in common: a frozen autoencoder and a network with an adapter."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -77,6 +77,14 @@ class PipelineGenerator(Generator):
     def load_adapter(self, folder: str) -> None:
         """Take the adapter in `folder`; InputError if it does not fit."""
         adapters.load(self.network, folder)
+
+    def mix_adapters(self, parts: Sequence[tuple[str, float]]) -> None:
+        """Take a weighted sum of the changes of adapters, by folder; InputError if one does not fit."""
+        adapters.mix(self.network, parts)
+
+    def rescale(self, gamma: float) -> None:
+        """Multiply the adapter's change by `gamma` for good."""
+        adapters.rescale(self.network, gamma)
 
 
 def frozen(network: N, device: torch.device) -> N:
