@@ -71,7 +71,7 @@ def test_the_run_folder(workplace):
     for reward in metrics["rewards"].values():
         assert set(reward) == {*REWARD, "change_ci95" if reward["scope"] == "instance" else "subset_change_ci95"}
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [set(line) for line in lines] == [{"round", "seconds", "reward", "loss", "metrics"}] * 3
+    assert [set(line) for line in lines] == [{"round", "seconds", "peak_memory", "reward", "loss", "metrics"}] * 3
     card = (folder / "README.md").read_text()
     assert "base_model: music" in card
     assert "| target | set | yes |" in card

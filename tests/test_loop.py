@@ -38,7 +38,7 @@ def test_the_reward_rises():
     history = loop.run(algorithm, ["both"] * 32)
     assert history[-1]["reward"] > history[0]["reward"] + 0.2
     assert [record["round"] for record in history] == list(range(1, 9))
-    assert set(history[0]) == {"round", "seconds", "reward", "loss", "metrics"}
+    assert set(history[0]) == {"round", "seconds", "peak_memory", "reward", "loss", "metrics"}
     assert history[0]["metrics"]["grad_norm"] > 0
 
 

@@ -12,7 +12,7 @@ from dragontune.evaluation import plots
 from dragontune.evaluation.comparison import Verdict
 from dragontune.evaluation.evaluate import Evaluation, evaluate
 from dragontune.evaluation.plots import Clip
-from dragontune.evaluation.report import MINUS, change, duration, numbers, percent, verb, write
+from dragontune.evaluation.report import MINUS, change, duration, numbers, percent, size, verb, write
 from dragontune.evaluation.statistics import Change, WinRate
 from dragontune.rewards.base import Reward
 from dragontune.sampling import Sampler
@@ -102,6 +102,8 @@ def test_page_has_players_plots_and_warning(page):
     assert sum(tag == "audio" for tag, _ in tags.found) == 4
     assert sum(tag == "img" and bool(attributes.get("alt")) for tag, attributes in tags.found) == 4
     assert "Over-optimisation?" in page
+    assert "Guard" not in page
+    assert "Peak memory" not in page
     assert "While tuning" in page
     assert "1 min 30 s" in page
     assert "lower is better" in page
@@ -180,6 +182,10 @@ def test_numbers_share_their_decimals():
 
 def test_percent_does_not_round_to_certainty():
     assert [percent(share) for share in (0.0, 0.001, 0.5, 0.9962, 1.0)] == ["0", "0.1", "50", "99.6", "100"]
+
+
+def test_size():
+    assert [size(count) for count in (5 * 2**20, 3 * 2**29)] == ["5 MiB", "1.50 GiB"]
 
 
 def test_duration():

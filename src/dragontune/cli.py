@@ -10,6 +10,7 @@ import difflib
 import importlib
 import json
 import pkgutil
+import pydoc
 import shlex
 import signal
 import sys
@@ -32,10 +33,10 @@ dragontune: tune, steer and judge generative media models with any reward
 
   dragontune tune RECIPE.yaml [--out RUN] [--resume] [overrides]
       fine-tune; RUN defaults to runs/<recipe name>; any field can be overridden, as in --loop.rounds 8;
-      --print_config shows the resolved recipe
+      --print_config shows the resolved recipe; with a guard section it stops before it over-optimises
   dragontune generate --model MODEL --prompt TEXT | --prompts FILE --out DIR
-                      [--adapter RUN] [--scale GAMMA] [--seed N] [--steps N] [--guidance W]
-      make clips, with the adapter of a run or without
+                      [--adapter RUN[:WEIGHT] ...] [--scale GAMMA] [--seed N] [--steps N] [--guidance W]
+      make clips, with the adapter of a run, a mixture of several, or without
   dragontune score MEDIA_DIR --reward REWARD.yaml | FILE.py:NAME [--prompts FILE] [--json]
       any reward, or a function of yours, on a folder of files
   dragontune reference MEDIA_DIR | SONGS.m3u | CAPTIONS.txt --encoder NAME --out REF.safetensors
@@ -164,29 +165,31 @@ def _generate(argv: list[str]) -> None:
     texts.add_argument("--prompt", metavar="TEXT")
     texts.add_argument("--prompts", metavar="FILE", help="one prompt a line")
     options.add_argument("--out", type=Path, metavar="DIR", required=True)
-    options.add_argument("--adapter", metavar="RUN", help="a run's folder, or an adapter in peft's format")
-    options.add_argument("--scale", type=float, default=1.0, metavar="GAMMA", help="of the adapter (1: as tuned)")
+    folders = "runs' folders or adapters in peft's format, each with a weight after a colon (default: 1), to add up"
+    options.add_argument("--adapter", nargs="+", action="extend", default=[], metavar="RUN[:WEIGHT]", help=folders)
+    options.add_argument("--scale", type=float, default=1.0, metavar="GAMMA", help="of the adapters (1: as tuned)")
     options.add_argument("--seed", type=int, default=0, metavar="N")
     options.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: the run's, else 40)")
     options.add_argument("--guidance", type=float, metavar="W", help="(default: the run's, else 2)")
     given = options.parse_args(argv)
     _import_parts()
-    from dragontune.commands.generate import Request, generate
+    from dragontune.commands.generate import Adapter, Request, common_model, first_sampler, generate
     from dragontune.commands.mistakes import read_yaml
     from dragontune.commands.recipe import read_prompts
     from dragontune.sampling import Sampler
 
-    model, sampler = given.model, Sampler(guidance=2.0)
-    recipe = Path(given.adapter or "") / "recipe.yaml"
-    if given.adapter and recipe.is_file():
-        settings = read_yaml(recipe)  # not its reward, whose files need not be here
-        model, sampler = model or settings.get("model"), _sampler(settings)
+    adapters = tuple(Adapter.read(text) for text in given.adapter)
+    # not their rewards, whose files need not be here
+    runs = [(adapter, read_yaml(adapter.recipe)) for adapter in adapters if adapter.recipe.is_file()]
+    model = given.model or common_model([(adapter, settings.get("model")) for adapter, settings in runs])
     if model is None:
         raise InputError("expected a model to generate with, got none; add --model, such as --model tiny-music")
     wanted = {"steps": given.steps, "guidance": given.guidance}
-    sampler = dataclasses.replace(sampler, **{name: value for name, value in wanted.items() if value is not None})
+    wanted = {name: value for name, value in wanted.items() if value is not None}
+    samplers = [(adapter, dataclasses.replace(_sampler(settings), **wanted)) for adapter, settings in runs]
+    sampler = first_sampler(samplers) or dataclasses.replace(Sampler(guidance=2.0), **wanted)
     prompts = [given.prompt] if given.prompt is not None else read_prompts(given.prompts)
-    generate(Request(model, tuple(prompts), given.adapter, given.scale, given.seed, sampler), given.out)
+    generate(Request(model, tuple(prompts), adapters, given.scale, given.seed, sampler), given.out)
 
 
 def _score(argv: list[str]) -> None:
@@ -270,7 +273,7 @@ def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
 
     from dragontune.commands import shorthand
     from dragontune.commands.mistakes import read_yaml
-    from dragontune.commands.recipe import Recipe
+    from dragontune.commands.recipe import Recipe, check_fit
 
     settings = read_yaml(path)
     full = shorthand.expanded(settings, path.parent)
@@ -282,10 +285,13 @@ def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
     parser.add_class_arguments(Recipe)
     settings = _parse(lambda: parser.parse_args(["--config", config, *overrides]))
     made = _parse(lambda: parser.instantiate(settings))
+    check_fit(pydoc.locate(settings["algorithm"]["class_path"]), made["reward"])
     recipe = Recipe(**{field.name: made[field.name] for field in dataclasses.fields(Recipe)})
     fixed = yaml.safe_load(parser.dump(settings))
     for name in FREE:
         fixed.pop(name, None)
+    if fixed.get("guard") is None:
+        fixed.pop("guard", None)  # runs that were started before there were guards can be resumed
     for name in FREE_IN_LOOP:
         fixed["loop"].pop(name, None)
     return recipe, parser.dump(settings), json.dumps(fixed, indent=1, sort_keys=True)

@@ -14,6 +14,7 @@ from rich.table import Table
 from dragontune.algorithms.base import Algorithm
 from dragontune.commands.recipe import Recipe, Seconds, read_prompts
 from dragontune.errors import InputError
+from dragontune.evaluation.guard import Guard
 from dragontune.seeding import Key
 
 FORWARD_AND_BACKWARD = 4.0
@@ -64,10 +65,21 @@ def examine(recipe: Recipe, out: Path) -> Iterator[Finding]:
     if recipe.evaluation:
         names = ", ".join(recipe.evaluation.named(recipe.reward)[1])
         yield Finding("evaluation", f"{len(recipe.evaluation.read())} prompts, rewards that work: {names}")
+    if recipe.guard:
+        yield Finding("guard", _guard(recipe, recipe.guard))
     call = _denoise(algorithm, prompts)
     yield Finding("time", _time(recipe, algorithm, call, item))
     yield Finding("memory", _memory(recipe, count, call))
-    yield Finding("disk", _disk(out, count * 12 * (recipe.loop.keep + 2)))
+    yield Finding("disk", _disk(out, count * (16 if recipe.guard else 12) * (recipe.loop.keep + 2)))
+
+
+def _guard(recipe: Recipe, guard: Guard) -> str:
+    prompts, (least, most) = len(guard.read()), guard.generations(recipe.loop.rounds)
+    names = ", ".join(guard.named(recipe.reward)[1])
+    return (
+        f"{prompts} prompts every {guard.every} rounds, {least:,} to {most:,} generations in all, rewards that work: "
+        f"{names}"
+    )
 
 
 def _denoise(algorithm: Algorithm[Any, Any], prompts: list[str], items: int = 4) -> Denoising:
@@ -104,6 +116,9 @@ def _time(recipe: Recipe, algorithm: Algorithm[Any, Any], call: Denoising, item:
     if recipe.evaluation:
         sweep = sum(scale not in (0, 1) for scale in recipe.evaluation.scales) * recipe.evaluation.subset
         parts.append(f"evaluation {_span((2 * len(recipe.evaluation.read()) + sweep) * one)}")
+    if recipe.guard:
+        least, most = (_span(count * one) for count in recipe.guard.generations(loop.rounds))
+        parts.append(f"guard {least} to {most.removeprefix('about ')}")
     return ", ".join(parts)
 
 

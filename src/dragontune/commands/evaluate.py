@@ -32,6 +32,7 @@ def evaluate(run: Path, recipe: Recipe, prompts: str | None, out: Path | None) -
     algorithm.generator.load_adapter(str(folder.adapter))
     if (state := folder.checkpoints(recipe.loop.keep).latest()) is not None:
         state.recall(algorithm.memory())
+    history = folder.history()
     try:
         with reporter() as report:
             compare(
@@ -41,9 +42,10 @@ def evaluate(run: Path, recipe: Recipe, prompts: str | None, out: Path | None) -
                 algorithm.sampler,
                 recipe.loop.seed,
                 target,
-                history=folder.history(),
+                history=history,
                 progress=report,
                 recipe=folder.recipe.read_text(),
+                looks=recipe.guard and recipe.guard.looks(history, recipe.reward),
             )
     except KeyboardInterrupt as stop:
         raise InterruptedRun("interrupted; run the same command again") from stop

@@ -12,10 +12,12 @@ from dragontune.data import Samples
 from dragontune.embedded import locate
 from dragontune.errors import InputError
 from dragontune.evaluation.evaluate import Evaluation
+from dragontune.evaluation.generations import Progress
+from dragontune.evaluation.guard import Guard, Lookout
 from dragontune.generators.adapters import Lora
 from dragontune.generators.base import Generator
 from dragontune.generators.pretrained import load
-from dragontune.rewards.base import Reward
+from dragontune.rewards.base import InstanceReward, Reward
 from dragontune.seeding import Key
 from dragontune.training.loop import Loop
 from dragontune.training.tracking import Tracker
@@ -25,7 +27,8 @@ from dragontune.training.tracking import Tracker
 class Recipe:
     """One run: a model, what to tune it towards, how, on which prompts, and how to judge the result.
 
-    `prompts` is a text file, one prompt a line. Without `evaluation` there is no report.
+    `prompts` is a text file, one prompt a line. Without `evaluation` there is no report, without `guard` no round is
+    looked at and the last one's weights are the result.
     """
 
     model: str
@@ -35,6 +38,7 @@ class Recipe:
     lora: Lora = field(default_factory=Lora)
     loop: Loop = field(default_factory=Loop)
     evaluation: Evaluation | None = None
+    guard: Guard | None = None
     trackers: list[Tracker] = field(default_factory=list)
 
     def build(self) -> Algorithm[Any, Any]:
@@ -49,30 +53,35 @@ class Recipe:
                 f"score a set, got {self.loop.pairs}; raise it"
             )
         algorithm = self.algorithm(load(self.model, self.lora), self.reward)
-        wanted = get_type_hints(type(algorithm))["reward"]
-        if not isinstance(self.reward, wanted):
-            raise InputError(
-                f"expected a {wanted.__name__} for {type(algorithm).__name__}, got {type(self.reward).__name__}, "
-                "which is none; choose another reward or another algorithm"
-            )
+        check_fit(type(algorithm), self.reward)
         if not any(True for _ in algorithm.parameters()):
             raise InputError("expected an adapter to tune, got a model without one; set lora")
         return algorithm
 
     def rehearse(self, algorithm: Algorithm[Any, Any], prompts: Sequence[str]) -> "Seconds":
-        """Try the reward and every reward of the evaluation on a few noise latents, before anything is run.
+        """Try every reward, also the evaluation's and the guard's, on a few noise latents, before anything is run.
 
         Raises:
             InputError: bad exemplars, or too few prompts.
         """
         seconds = rehearse(algorithm.generator, self.reward, prompts)
-        if self.evaluation:
-            chosen = self.evaluation.read()
-            _, rewards = self.evaluation.named(self.reward)
-            self.evaluation.check(rewards, len(chosen))
+        for part in (self.evaluation, self.guard):
+            if part is None:
+                continue
+            chosen = part.read()
+            _, rewards = part.named(self.reward)
+            part.check(rewards, len(chosen))
             for reward in rewards.values():
                 rehearse(algorithm.generator, reward, chosen)
         return seconds
+
+    def watch(self, algorithm: Algorithm[Any, Any], progress: Progress, say: Callable[[str], None]) -> Lookout | None:
+        """The guard beside the model, if the recipe has one."""
+        if self.guard is None:
+            return None
+        return self.guard.post(
+            algorithm.generator, algorithm.sampler, self.reward, self.loop.seed, progress=progress, say=say
+        )
 
     def listened(self, prompts: Sequence[str]) -> tuple[str, ...]:
         """The prompts whose clips are written while tuning: those of the evaluation, if there is one."""
@@ -123,3 +132,16 @@ def read_prompts(path: str) -> list[str]:
     if not prompts:
         raise InputError(f"expected at least one prompt, one a line, got none in {path}; write some into it")
     return prompts
+
+
+def check_fit(algorithm: object, reward: Reward) -> None:
+    """InputError unless the reward is of the kind that the algorithm, if it is a class of one, takes."""
+    if not isinstance(algorithm, type):
+        return
+    wanted = get_type_hints(algorithm)["reward"]
+    if not isinstance(reward, wanted):
+        others = "" if issubclass(wanted, InstanceReward) else ", such as Dragon, Vard or Ddpo, which need no gradients"
+        raise InputError(
+            f"expected a {wanted.__name__} as reward of {algorithm.__name__}, got {reward.label}, which is none; "
+            f"choose another reward or another algorithm{others}"
+        )

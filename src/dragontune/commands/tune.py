@@ -40,7 +40,13 @@ def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: 
         try:
             with reporter() as report:
                 history = recipe.loop.run(
-                    algorithm, prompts, folder, listening=listening, trackers=recipe.trackers, report=report
+                    algorithm,
+                    prompts,
+                    folder,
+                    listening=listening,
+                    trackers=recipe.trackers,
+                    report=report,
+                    watch=recipe.watch(algorithm, report, print),
                 )
                 _warn_if_nothing_differed(recipe, history)
                 folder.save_adapter(algorithm.generator)
@@ -90,5 +96,6 @@ def _finish(
         history=history,
         progress=report,
         recipe=text,
+        looks=recipe.guard and recipe.guard.looks(history, recipe.reward),
     )
     files.write(folder.path / "README.md", replace(card, metrics=metrics).text().encode())

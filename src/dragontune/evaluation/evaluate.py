@@ -18,6 +18,7 @@ from dragontune.embedded import locate
 from dragontune.errors import InputError
 from dragontune.evaluation.comparison import Comparison
 from dragontune.evaluation.generations import Making, Progress
+from dragontune.evaluation.looks import Looks
 from dragontune.evaluation.report import Page, render, write
 from dragontune.generators.base import Generator
 from dragontune.rewards.base import InstanceReward, Reward
@@ -61,22 +62,11 @@ class Evaluation:
 
     def read(self) -> tuple[str, ...]:
         """The prompts: all of the file if it has no more than `count`, else evenly spaced ones."""
-        path = locate(self.prompts)
-        try:
-            lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"expected a text file of prompts, one a line, got {path}: {error}") from error
-        found = [line for line in lines if line]
-        if len(found) < 2:
-            raise InputError(f"expected at least 2 prompts, one a line, got {len(found)} in {path}: add some")
-        return tuple(found[row] for row in spaced(len(found), self.count))
+        return asked(self.prompts, self.count)
 
     def named(self, target: Reward) -> tuple[str, dict[str, Reward]]:
         """The target's name, and every reward by name, the target first unless it is listed."""
-        if TARGET in self.rewards:
-            return TARGET, dict(self.rewards)
-        listed = next((name for name, reward in self.rewards.items() if reward is target), None)
-        return (listed, dict(self.rewards)) if listed else (TARGET, {TARGET: target, **self.rewards})
+        return named(self.rewards, target)
 
     def check(self, rewards: Mapping[str, Reward], prompts: int) -> None:
         """InputError if there are too few prompts to compare a set reward on subsets of them."""
@@ -105,12 +95,13 @@ def evaluate(
     history: list[dict] | None = None,
     progress: Progress | None = None,
     recipe: str | None = None,
+    looks: Looks | None = None,
 ) -> dict:
     """Compare, write `out/index.html` and `out/metrics.json`, and return the metrics.
 
     `generator` carries the adapter; the untuned model is the same one with the adapter off. `history` is the run's log,
-    a row a round; `recipe` is a text to show on the page. In the metrics higher is better always: a distance is
-    negative.
+    a row a round; `recipe` is a text to show on the page; `looks` are those of the run's guard. In the metrics higher
+    is better always: a distance is negative.
 
     Raises:
         InputError: too few prompts for a reward.
@@ -126,7 +117,7 @@ def evaluate(
             "rates are near 0 or 1 by chance; lower evaluation.subset or add prompts",
             stacklevel=2,
         )
-    key, tell = Key(seed).fold("evaluation"), progress or _silent
+    key, tell = Key(seed).fold("evaluation"), progress or silent
     heard = spaced(len(prompts), evaluation.players)
     making = Making(generator, sampler, prompts, rewards, evaluation.micro_batch, key.fold("noise"), tell)
     with generator.reference():
@@ -158,6 +149,7 @@ def evaluate(
         players=comparison.players(heard),
         sweep=sweep,
         history=tuple(history or ()),
+        looks=looks,
         costs=base.costs + tuned.costs + sweep.costs,
         seconds=metrics["seconds"],
         change=comparison.change(),
@@ -168,6 +160,31 @@ def evaluate(
     write(out / "index.html", render(page))
     write(out / "metrics.json", json.dumps(metrics, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return metrics
+
+
+def asked(file: str, count: int) -> tuple[str, ...]:
+    """The prompts in a text file, one a line: all if there are no more than `count`, else evenly spaced ones.
+
+    Raises:
+        InputError: it cannot be read, or has fewer than two.
+    """
+    path = locate(file)
+    try:
+        lines = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected a text file of prompts, one a line, got {path}: {error}") from error
+    found = [line for line in lines if line]
+    if len(found) < 2:
+        raise InputError(f"expected at least 2 prompts, one a line, got {len(found)} in {path}: add some")
+    return tuple(found[row] for row in spaced(len(found), count))
+
+
+def named(rewards: Mapping[str, Reward], target: Reward) -> tuple[str, dict[str, Reward]]:
+    """The target's name, and every reward by name, the target first unless it is listed."""
+    if TARGET in rewards:
+        return TARGET, dict(rewards)
+    listed = next((name for name, reward in rewards.items() if reward is target), None)
+    return (listed, dict(rewards)) if listed else (TARGET, {TARGET: target, **rewards})
 
 
 def spaced(total: int, count: int) -> list[int]:
@@ -189,5 +206,5 @@ def _installed() -> Iterator[tuple[str, str]]:
             continue
 
 
-def _silent(phase: str, done: int, total: int) -> None:
-    pass
+def silent(phase: str, done: int, total: int) -> None:
+    """Progress that is not told."""

@@ -108,9 +108,11 @@ def line_plot(
     size: tuple[float, float] = (4.6, 2.7),
     emphasis: Sequence[float] = (),
     rounds: bool = False,
+    floor: float | None = None,
 ) -> str:
     """A line with a point at every value, as SVG to put inside the page; `emphasis` marks places on the x axis.
 
+    `floor` is a value to compare with, drawn as a dashed line.
     `name` must be unique on the page and safe as an identifier. The x axis is labelled at every point, or, where the
     points are `rounds`, at some whole numbers.
     """
@@ -123,9 +125,11 @@ def line_plot(
         axes = figure.add_subplot()
         for place in emphasis:
             axes.axvline(place, color=LINE, linewidth=1, zorder=0)
+        if floor is not None:
+            axes.axhline(floor, color=SOFT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
         axes.plot(x, y, color=ACCENT, linewidth=2, marker="o", markersize=4.5 if len(x) <= 40 else 0, clip_on=False)
         axes.set_xlabel(across, color=SOFT)
-        axes.set_ylim(*_limits(y))
+        axes.set_ylim(*_limits([*y, *([] if floor is None else [floor])]))
         axes.margins(x=0.04)
         axes.tick_params(colors=SOFT, length=0, pad=5)
         axes.grid(axis="y", color=LINE, linewidth=0.8)

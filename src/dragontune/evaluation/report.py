@@ -4,7 +4,7 @@ Audio, pictures and plots are inside the page; it asks the network for nothing a
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
@@ -14,6 +14,7 @@ from pathlib import Path
 from dragontune.evaluation import plots
 from dragontune.evaluation.comparison import Player, Sweep, Verdict
 from dragontune.evaluation.generations import Costs
+from dragontune.evaluation.looks import Looks, Trial
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -38,6 +39,7 @@ class Page:
     players: tuple[Player, ...]
     sweep: Sweep
     history: tuple[Mapping, ...]
+    looks: Looks | None
     costs: Costs
     seconds: float
     change: float
@@ -69,6 +71,11 @@ class Page:
         """Seconds of all rounds in the log."""
         return sum(row.get("seconds", 0.0) for row in self.history)
 
+    @property
+    def peak_memory(self) -> int:
+        """The largest of all rounds in the log, in bytes; 0 if it was not measured."""
+        return max((row.get("peak_memory") or 0 for row in self.history), default=0)
+
     @cached_property
     def pictures(self) -> list[tuple[Player, list[dict[str, str]]]]:
         """Each prompt's two clips as audio, spectrogram and waveform; the two share one decibel scale."""
@@ -95,6 +102,44 @@ class Page:
                 found.append((verdict, plot, list(zip(self.sweep.scales, numbers(*values), strict=True))))
         return found
 
+    @cached_property
+    def guarded(self) -> list[tuple[str, bool, str, list[tuple[int, str]]]]:
+        """Rewards and diversity over the guard's looks, at the first scale that was tried.
+
+        Name, whether it is a distance, a plot and its numbers by round. A dashed line is the worst that is sound, the
+        mark on the x axis the round that was handed over.
+        """
+        if self.looks is None:
+            return []
+        looks, found = self.looks, []
+        rounds = [trial.round for trial in looks.largest]
+        for number, (name, distance, read) in enumerate(_columns(looks)):
+            values = [shown(read(trial), distance) for trial in looks.largest]
+            floor = _floor(looks, name, read(looks.untuned))
+            plot = plots.line_plot(
+                rounds,
+                values,
+                f"guard{number}",
+                "round",
+                size=(3.6, 2.3),
+                emphasis=(looks.chosen.round,),
+                rounds=True,
+                floor=None if floor is None else shown(floor, distance),
+            )
+            found.append((name, distance, plot, list(zip(rounds, numbers(*values), strict=True))))
+        return found
+
+    @cached_property
+    def trials(self) -> list[tuple[Trial, list[str]]]:
+        """The rows of the guard's table: every model that was tried, with its rewards and diversity as text."""
+        if self.looks is None:
+            return []
+        columns = [
+            numbers(*(shown(read(trial), distance) for trial in self.looks.trials))
+            for _, distance, read in _columns(self.looks)
+        ]
+        return [(trial, list(row)) for trial, row in zip(self.looks.trials, zip(*columns, strict=True), strict=True)]
+
 
 def render(page: Page) -> str:
     """The page as HTML."""
@@ -103,7 +148,13 @@ def render(page: Page) -> str:
 
     folder = files("dragontune.evaluation")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"percent": percent, "svg": Markup, "duration": duration, "count": "{:,}".format}
+    environment.filters |= {
+        "percent": percent,
+        "svg": Markup,
+        "duration": duration,
+        "count": "{:,}".format,
+        "size": size,
+    }
     environment.globals |= {"numbers": numbers, "shown": shown, "change": change, "verb": verb, "relative": relative}
     style, script = (Markup(folder.joinpath(name).read_text("utf-8")) for name in ("page.css", "page.js"))
     template = environment.from_string(folder.joinpath("page.html").read_text("utf-8"))
@@ -166,6 +217,25 @@ def duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def size(count: float) -> str:
+    """Bytes as people read them."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def _columns(looks: Looks) -> Iterator[tuple[str, bool, Callable[[Trial], float]]]:
+    """What the guard measured: name, whether it is a distance, how to read it."""
+    for name, distance in looks.distances.items():
+        yield name, distance, lambda trial, name=name: trial.rewards[name]
+    yield "diversity", False, lambda trial: trial.diversity
+
+
+def _floor(looks: Looks, name: str, untuned: float) -> float | None:
+    """The lowest value of a column that is sound; the target may have any."""
+    if name == "diversity":
+        return looks.least_diversity * untuned
+    return None if name == "target" else untuned - looks.tolerance * abs(untuned)
 
 
 def _row(verdict: Verdict) -> dict[str, object]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dragontune.training import watch
 from dragontune.training.checkpoint import Record
 
 
@@ -36,10 +37,14 @@ class Card:
             return ""
         first, last = self.history[0], self.history[-1]
         seconds = sum(record["seconds"] for record in self.history)
-        return (
+        peak = max(record.get("peak_memory") or 0 for record in self.history)
+        said = [
             f"Rounds: {last['round']}, in {seconds:.0f} s. Reward while tuning (higher is better): "
-            f"{first['reward']:.4g} in the first round, {last['reward']:.4g} in the last.\n"
-        )
+            f"{first['reward']:.4g} in the first round, {last['reward']:.4g} in the last.",
+            *([f"Peak memory: {peak / 2**30:.2f} GiB."] if peak else []),
+            *([f"\n{handed}."] if (handed := watch.summary(self.history)) else []),
+        ]
+        return "\n".join([*said, ""])
 
     def _results(self, metrics: Mapping[str, Any]) -> str:
         lines = [

@@ -21,14 +21,14 @@ from dragontune.errors import InputError
 from dragontune.training import files
 
 Record = dict[str, Any]
-"""One line of log.jsonl: round, seconds, reward, loss, metrics."""
+"""One line of log.jsonl: round, seconds, reward, loss, metrics; of a guarded run also look and stopped (`watch`)."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingState:
     """Everything the next round depends on, as copies.
 
-    What is trained, what Adam and the algorithm remember, the rounds behind it.
+    What is trained, what Adam and the algorithm remember, the rounds behind it, and the best weights a guard has found.
     """
 
     round: int
@@ -42,12 +42,14 @@ class TrainingState:
         optimizer: torch.optim.Optimizer,
         history: Sequence[Record],
         memory: Mapping[str, Tensor] | None = None,
+        best: Sequence[Tensor] = (),
     ) -> "TrainingState":
-        """A copy of the state after `len(history)` rounds; `memory` is the algorithm's."""
+        """A copy of the state after `len(history)` rounds; `memory` is the algorithm's, `best` a guard's weights."""
         tensors = {f"weight.{i:04d}": weight for i, weight in enumerate(weights)}
         for i, remembered in optimizer.state_dict()["state"].items():
             tensors |= {f"adam.{i:04d}.{name}": torch.as_tensor(value) for name, value in remembered.items()}
         tensors |= {f"memory.{name}": value for name, value in (memory or {}).items()}
+        tensors |= {f"best.{i:04d}": weight for i, weight in enumerate(best)}
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}
         return cls(len(history), copies, tuple(history))
 
@@ -80,6 +82,10 @@ class TrainingState:
         optimizer.load_state_dict({"state": memories, "param_groups": optimizer.state_dict()["param_groups"]})
         if memory is not None:
             self.recall(memory)
+
+    def best(self) -> list[Tensor]:
+        """The weights that a guard would hand over; none in a run without one."""
+        return [self.tensors[name].clone() for name in sorted(self.tensors) if name.startswith("best.")]
 
     def recall(self, memory: dict[str, Tensor]) -> None:
         """Put back what the algorithm remembered, in place."""

@@ -2,7 +2,8 @@
 
 Adam with gradient clipping, at a fixed rate as DRAGON (Bai et al. 2025, arXiv 2504.15217) trains, or at one that falls
 to 0; no warm-up, no averaging of weights. What a round does depends on the seed, its number, the weights and the
-algorithm's memory only, so a run that was killed and resumed ends with the same bits as one that was not.
+algorithm's memory only, so a run that was killed and resumed ends with the same bits as one that was not. With a
+`watch` the run may stop early and ends with the best model that was looked at, not with the last (`watch.py`).
 """
 
 import warnings
@@ -22,6 +23,7 @@ from dragontune.training.progress import Reporter, Silent
 from dragontune.training.rounds import Rounds
 from dragontune.training.run_folder import RunFolder
 from dragontune.training.tracking import Tracker
+from dragontune.training.watch import Watch, copies, due, hand_over, inspect, numbers, stopped
 
 
 @dataclass(frozen=True)
@@ -80,10 +82,12 @@ class Loop:
         listening: Listening | None = None,
         trackers: Sequence[Tracker] = (),
         report: Reporter | None = None,
+        watch: Watch | None = None,
     ) -> list[Record]:
         """Tune the algorithm's weights in place and return one record a round; goes on where `folder` stopped.
 
-        Without a `folder` nothing is written. Clips are written if there are a `listening` and a `folder`.
+        Without a `folder` nothing is written. Clips are written if there are a `listening` and a `folder`. With a
+        `watch` the weights are those of its best candidate in the end, at that one's LoRA scale.
 
         Raises:
             InterruptedRun: Ctrl-C or SIGTERM; the state before the unfinished round is saved.
@@ -95,19 +99,27 @@ class Loop:
         rounds = self._rounds(algorithm, prompts, weights, optimizer)
         memory = algorithm.memory()
         memory.clear()
-        history = self._resume(folder, weights, optimizer, memory)
-        state = TrainingState.of(weights, optimizer, history, memory)
+        history, kept = self._resume(folder, weights, optimizer, memory, watch)
+        state = TrainingState.of(weights, optimizer, history, memory, kept)
         try:
             for done in range(len(history), self.rounds + 1):
                 report("tuning", done, self.rounds, _note(history))
-                if folder and listening and self.listens(done):
+                over = done == self.rounds or stopped(history)
+                if folder and listening and self.listens(done, over):
                     listening.write(folder.samples(done))
-                if done == self.rounds:
+                if over:
                     break
                 history.append(rounds(done))
-                state = TrainingState.of(weights, optimizer, history, memory)
+                if watch and due(watch, history):
+                    kept = inspect(watch, history, weights, kept)
+                state = TrainingState.of(weights, optimizer, history, memory, kept)
                 if folder:
                     self._record(folder, state, trackers)
+            if watch and "look" not in history[-1]:
+                # in no checkpoint: a longer run would not make this look
+                kept = inspect(watch, history, weights, kept)
+                if folder:
+                    folder.log.restart(history)
         except (KeyboardInterrupt, NonFiniteError) as stop:
             with signals.ignored():
                 if folder:
@@ -116,12 +128,14 @@ class Loop:
                 raise
             raise InterruptedRun(f"interrupted after {state.round} of {self.rounds} rounds") from stop
         if folder and listening and self.sample_every:
-            _warn_if_inaudible(listening, folder, self.rounds)
+            _warn_if_inaudible(listening, folder, len(history))
+        if watch:
+            hand_over(watch, algorithm.generator, history, weights, kept)
         return history
 
-    def listens(self, done: int) -> bool:
+    def listens(self, done: int, over: bool) -> bool:
         """Whether clips are written after `done` rounds: before the first, after the last, and every few between."""
-        return self.sample_every > 0 and (done % self.sample_every == 0 or done == self.rounds)
+        return self.sample_every > 0 and (done % self.sample_every == 0 or over)
 
     def rate(self, number: int) -> float:
         """The learning rate of round `number`, from 0."""
@@ -154,10 +168,11 @@ class Loop:
         weights: Sequence[torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
         memory: dict[str, torch.Tensor],
-    ) -> list[Record]:
-        """Put back the newest state, if there is one, and return the rounds that led to it."""
+        watch: Watch | None,
+    ) -> tuple[list[Record], list[torch.Tensor]]:
+        """Put back the newest state, if there is one; the rounds that led to it, and the best weights for a `watch`."""
         if folder is None:
-            return []
+            return [], copies(weights) if watch else []
         state = folder.checkpoints(self.keep).latest()
         if state is not None and state.round > self.rounds:
             raise InputError(
@@ -168,15 +183,22 @@ class Loop:
             state.restore(weights, optimizer, memory)
         history = list(state.history if state else ())
         folder.log.restart(history)
-        return history
+        if not watch:
+            return history, []
+        kept = state.best() if state else copies(weights)
+        if len(kept) != len(weights):
+            raise InputError(
+                f"expected a run that was started with a guard, got {folder.path}, which was not; choose another --out"
+            )
+        return history, kept
 
     def _record(self, folder: RunFolder, state: TrainingState, trackers: Sequence[Tracker]) -> None:
         """The checkpoint first: a line in the log that no checkpoint stands behind is dropped when resuming."""
         record = state.history[-1]
-        if state.round % self.checkpoint_every == 0 or state.round == self.rounds:
+        if state.round % self.checkpoint_every == 0 or state.round == self.rounds or stopped(state.history):
             folder.checkpoints(self.keep).save(state)
         folder.log.append(record)
-        values = {"reward": record["reward"], "loss": record["loss"], **record["metrics"]}
+        values = {"reward": record["reward"], "loss": record["loss"], **record["metrics"], **numbers(record)}
         for tracker in trackers:
             tracker.log(state.round, values, folder.path)
 
