@@ -27,6 +27,8 @@ class Rows:
     @classmethod
     def join(cls: type[R], parts: Sequence[R]) -> R:
         """Stack the rows of `parts`, in order; constants must agree."""
+        if len(parts) == 1:
+            return parts[0]
         return cls(*(join_columns([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def chunks(self: R, size: int) -> list[R]:

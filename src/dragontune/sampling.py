@@ -43,21 +43,17 @@ class State(Rows):
         """One step on."""
         return replace(self, latents=latents, step=self.step + 1, history=history)
 
-    def pause(self, prompts: Sequence[str]) -> "Stop":
-        """The same without its conditions and without gradients; `prompts` are what the conditions were made of."""
-        history = Estimates(self.history.guided.detach(), self.history.unconditional.detach())
-        return Stop(tuple(prompts), self.latents.detach(), self.step, self.item, history)
-
 
 @dataclass(frozen=True, eq=False)
 class Stop(Rows):
-    """A `State` to come back to: prompts in place of their conditions, which take more memory than latents do."""
+    """A `State` to come back to: prompts in place of their conditions, and of the history what is still needed."""
 
     prompts: tuple[str, ...]
     latents: Float[Tensor, " n *latent"]
     step: Int[Tensor, " n"]
     item: Int[Tensor, " n"]
-    history: Estimates
+    guided: Float[Tensor, " n *latent"] | None
+    unconditional: Float[Tensor, " n *latent"] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,10 +146,19 @@ class Sampler:
         both = generator.encode_prompts([*prompts, ""])
         return both[torch.arange(count)], both[torch.full((count,), count)] if self.guided else None
 
+    def pause(self, state: State, prompts: Sequence[str]) -> Stop:
+        """What `resume` goes on from, without gradients; `prompts` are what the conditions were made of."""
+        first_order = self.order == 1 or bool((state.step == self.steps - 1).all())
+        guided = None if first_order else state.history.guided.detach()
+        unconditional = None if first_order or not self.plus_steps else state.history.unconditional.detach()
+        return Stop(tuple(prompts), state.latents.detach(), state.step, state.item, guided, unconditional)
+
     def resume(self, generator: Generator, stop: Stop) -> State:
-        """Go on from where `State.pause` was called."""
+        """Go on from where `pause` was called."""
         condition, unconditional = self.conditions(generator, stop.prompts)
-        return State(stop.latents, condition, unconditional, stop.step, stop.item, stop.history)
+        nothing = torch.zeros_like(stop.latents)
+        known = (nothing if kept is None else kept for kept in (stop.guided, stop.unconditional))
+        return State(stop.latents, condition, unconditional, stop.step, stop.item, Estimates(*known))
 
     def transition(self, generator: Generator, state: State) -> Transition:
         """The distribution of the next state. Rows may be at different steps."""

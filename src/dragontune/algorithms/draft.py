@@ -57,7 +57,7 @@ class Draft(Algorithm[Asked, Tail]):
     """
 
     generator: Generator
-    reward: DifferentiableReward
+    reward: DifferentiableReward  # pyright: ignore[reportIncompatibleVariableOverride] - frozen, so read only
     sampler: Sampler = field(default_factory=Sampler)
     last: int | Literal["all"] = 1
     renoised: int = 0
@@ -107,17 +107,14 @@ class Draft(Algorithm[Asked, Tail]):
         """Generate, judge, and find where the reward pulls each item. Shared among the processes."""
         depth = self.depth(key.fold("depth"))
         own = batch[share(len(batch))]
-        parts = [self._rollout(part, depth, key.fold("noise")) for part in own.chunks(self.micro_batch)]
-        stop, ends = Stop.join([stop for stop, _ in parts]), torch.cat([end for _, end in parts])
-        copies = [(stop, ends)]
+        stop, ends = self._generate(own, depth, key.fold("noise"))
+        counts = self._counts(len(batch), depth)
+        judge = Judge(self.generator, self.reward, self.objective, self.micro_batch)
+        tails = [self._tail(judge, stop, ends, key, counts)]
         for number in range(1, self.renoised + 1):
             again = self._renoise(stop, ends, int(batch.item.max() + 1) * number, key.fold("again", number))
             noised = [self._finish(part, key.fold("noise"))[0] for part in again.chunks(self.micro_batch)]
-            copies.append((again, torch.cat(noised)))
-        judge = Judge(self.generator, self.reward, self.objective, self.micro_batch)
-        slopes = [judge.slopes(one.prompts, end, one.item, key.fold("judge")) for one, end in copies]
-        counts = self._counts(len(batch), depth)
-        tails = [Tail(one, slope, key.fold("noise"), counts) for (one, _), slope in zip(copies, slopes, strict=True)]
+            tails.append(self._tail(judge, again, torch.cat(noised), key, counts))
         return gather_rows(Tail.join(tails))
 
     def loss(self, batch: Tail) -> tuple[Float[Tensor, ""], Metrics]:
@@ -128,12 +125,23 @@ class Draft(Algorithm[Asked, Tail]):
         metrics = {"reward": batch.slopes.score.mean().item(), **batch.counts}
         return loss, metrics | ({"divergence": divergence.mean().item()} if self.kl else {})
 
+    def _tail(
+        self, judge: Judge, stop: Stop, ends: Float[Tensor, " n *latent"], key: Key, counts: Mapping[str, float]
+    ) -> Tail:
+        slopes = judge.slopes(stop.prompts, ends, stop.item, key.fold("judge"))
+        return Tail(stop, slopes, key.fold("noise"), counts)
+
+    def _generate(self, batch: Asked, depth: int, key: Key) -> tuple[Stop, Float[Tensor, " n *latent"]]:
+        """All items of this process, a micro-batch at a time."""
+        parts = [self._rollout(part, depth, key) for part in batch.chunks(self.micro_batch)]
+        return Stop.join([stop for stop, _ in parts]), torch.cat([ends for _, ends in parts])
+
     def _rollout(self, batch: Asked, depth: int, key: Key) -> tuple[Stop, Float[Tensor, " n *latent"]]:
         """Where the last steps begin, and what they lead to."""
         state = self.sampler.start(self.generator, batch.prompts, key, batch.item.tolist())
         for _ in range(self.sampler.steps - depth):
             state = self.sampler.advance(self.generator, state, key)
-        stop = state.pause(batch.prompts)
+        stop = self.sampler.pause(state, batch.prompts)
         return stop, self._finish(stop, key)[0]
 
     def _renoise(self, stop: Stop, ends: Float[Tensor, " n *latent"], offset: int, key: Key) -> Stop:

@@ -10,6 +10,7 @@ left out.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -60,14 +61,11 @@ class Judge:
         groups = torch.arange(len(latents)).split(self.micro_batch)
         texts = [prompts[int(rows[0]) : int(rows[-1]) + 1] for rows in groups]
         given = [(asked, latents[rows], items[rows]) for asked, rows in zip(texts, groups, strict=True)]
+        pulls: Iterator[_Pull | None] = repeat(None)
         if isinstance(self.reward, DistributionReward):
-            with torch.no_grad():
-                own = join_columns([self._encode(asked, part, item, key) for asked, part, item in given])
-            pulled = self._pull(gather_rows(own))
-            pulls = [pulled[rows] for rows in share(len(pulled)).split(self.micro_batch)]
-        else:
-            pulls = [None] * len(given)
-        found = Slopes.join([self._carried(*one, key, pull) for one, pull in zip(given, pulls, strict=True)])
+            pulled = self._pull(given, key)
+            pulls = (pulled[rows] for rows in share(len(pulled)).split(self.micro_batch))
+        found = Slopes.join([self._carried(*one, key, pull) for one, pull in zip(given, pulls, strict=False)])
         self._check(found, prompts)
         return found
 
@@ -95,8 +93,10 @@ class Judge:
         columns = checkpoint(decode, latents, use_reentrant=False, preserve_rng_state=False)
         return rebuilt(kept[0], iter(columns))
 
-    def _pull(self, features: Features) -> "_Pull":
-        """The score of a set, and the gradient of its loss with respect to every item's features."""
+    def _pull(self, given: Sequence[tuple[tuple[str, ...], Tensor, Tensor]], key: Key) -> "_Pull":
+        """The score of the set of all processes, and the gradient of its loss with respect to every item's features."""
+        with torch.no_grad():
+            features = gather_rows(join_columns([self._encode(*one, key) for one in given]))
         leaves = [each.detach().requires_grad_() for each in floats(features)]
         with torch.enable_grad():
             score = self.reward.score(rebuilt(features, iter(leaves)))
