@@ -7,6 +7,7 @@ from dragontune import cli
 from dragontune.embedded import ASSETS
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+RECIPES += sorted((Path(__file__).parents[1] / "recipes" / "gradients").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -136,6 +136,21 @@ def test_stable_audio_through_another_sample_rate(place: Path):
     assert any(not torch.equal(a, b) for a, b in zip(before, generator.parameters(), strict=True))
 
 
+@pytest.mark.parametrize("name", ["music", "stable"])
+def test_bf16_changes_little_and_leaves_weights_in_float32(place: Path, name: str):
+    reward, sampler = Alignment(TinyClap(str(place / "clap"))), Sampler(steps=3, guidance=2.0)
+    found = {}
+    for precision in ("float32", "bf16"):
+        generator = load(str(place / name), Lora(rank=2), precision=precision)
+        algorithm = Draft(generator, reward, sampler, last=2)
+        slopes, _ = gradient(algorithm, PROMPTS, Key(0), micro_batch=2)
+        found[precision] = torch.cat([slope.flatten() for slope in slopes])
+        assert all(weight.dtype == torch.float32 for weight in generator.parameters())
+        assert sampler.sample(generator, PROMPTS, Key(0)).latents.dtype == torch.float32
+    difference = (found["bf16"] - found["float32"]).norm() / found["float32"].norm()
+    assert 0 < difference < 0.2
+
+
 def test_only_the_adapter_gets_gradients(place: Path):
     generator = load(str(place / "music"), Lora(rank=2))
     algorithm = Draft(generator, rewards(place)["vendi"], Sampler(steps=3), last=2)  # pyright: ignore

@@ -59,6 +59,8 @@ T = TypeVar("T")
 FREE = ("evaluation", "trackers")
 FREE_IN_LOOP = ("rounds", "micro_batch", "checkpoint_every", "keep", "sample_every", "sample_count")
 """What may change between the parts of one run without changing its course."""
+NEWER = {"guard": None, "precision": "float32"}
+"""Fields with the defaults that they have in runs which were started before there were such fields."""
 
 
 def main() -> int:
@@ -290,8 +292,9 @@ def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
     fixed = yaml.safe_load(parser.dump(settings))
     for name in FREE:
         fixed.pop(name, None)
-    if fixed.get("guard") is None:
-        fixed.pop("guard", None)  # runs that were started before there were guards can be resumed
+    for name, default in NEWER.items():
+        if fixed.get(name) == default:
+            fixed.pop(name, None)
     for name in FREE_IN_LOOP:
         fixed["loop"].pop(name, None)
     return recipe, parser.dump(settings), json.dumps(fixed, indent=1, sort_keys=True)

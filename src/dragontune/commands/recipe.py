@@ -16,6 +16,7 @@ from dragontune.evaluation.generations import Progress
 from dragontune.evaluation.guard import Guard, Lookout
 from dragontune.generators.adapters import Lora
 from dragontune.generators.base import Generator
+from dragontune.generators.pipeline import Precision
 from dragontune.generators.pretrained import load
 from dragontune.rewards.base import InstanceReward, Reward
 from dragontune.seeding import Key
@@ -36,6 +37,7 @@ class Recipe:
     algorithm: Callable[[Generator, Reward], Algorithm]
     prompts: str
     lora: Lora = field(default_factory=Lora)
+    precision: Precision = "float32"
     loop: Loop = field(default_factory=Loop)
     evaluation: Evaluation | None = None
     guard: Guard | None = None
@@ -52,7 +54,7 @@ class Recipe:
                 f"expected loop.pairs of at least {self.reward.minimum}, which {type(self.reward).__name__} needs to "
                 f"score a set, got {self.loop.pairs}; raise it"
             )
-        algorithm = self.algorithm(load(self.model, self.lora), self.reward)
+        algorithm = self.algorithm(load(self.model, self.lora, precision=self.precision), self.reward)
         check_fit(type(algorithm), self.reward)
         if not any(True for _ in algorithm.parameters()):
             raise InputError("expected an adapter to tune, got a model without one; set lora")

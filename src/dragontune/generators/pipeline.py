@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,9 @@ from dragontune.generators.base import Generator
 from dragontune.media.audio import Audio
 
 N = TypeVar("N", bound=nn.Module)
+Precision = Literal["float32", "bf16"]
+"""In what the denoiser multiplies matrices. `bf16` (bfloat16 autocast) saves memory and needs no loss scaling, since it
+has the range of single precision; weights, all outside of the denoiser and what it returns stay in float32."""
 
 
 class Codec(ABC):
@@ -43,11 +46,16 @@ class PipelineGenerator(Generator):
     """A generator of audio whose denoiser is `network` and whose latents are those of `codec`."""
 
     codec: Codec
+    precision: Precision
 
     @property
     @abstractmethod
     def network(self) -> nn.Module:
         """The denoiser, the only part that is ever trained."""
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Within it matrices are multiplied in `precision`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def decode(self, latents: Float[Tensor, " n *latent"]) -> Audio:
         """Latents to audio; gradients pass."""

@@ -18,7 +18,7 @@ from dragontune.embedded import is_embedded, locate
 from dragontune.errors import InputError
 from dragontune.generators import adapters, stable_audio, tiny_music
 from dragontune.generators.adapters import Lora
-from dragontune.generators.pipeline import Codec, PipelineGenerator
+from dragontune.generators.pipeline import Codec, PipelineGenerator, Precision
 
 INDEX = "model_index.json"
 HUB_FILES = [INDEX, "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt"]
@@ -28,7 +28,7 @@ HUB_FILES = [INDEX, "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt"]
 class Family:
     """How the pipelines of one class are opened."""
 
-    open_generator: Callable[[str, str, torch.device], PipelineGenerator]
+    open_generator: Callable[[str, str, torch.device, Precision], PipelineGenerator]
     open_codec: Callable[[str, torch.device], Codec]
 
 
@@ -38,20 +38,23 @@ FAMILIES = {
 }
 
 
-def load(model: str, lora: Lora | None = None, device: str | torch.device = "auto") -> PipelineGenerator:
+def load(
+    model: str, lora: Lora | None = None, device: str | torch.device = "auto", precision: Precision = "float32"
+) -> PipelineGenerator:
     """The generator, frozen; with `lora`, a fresh adapter that changes nothing yet.
 
     Args:
         model: `tiny-music`, a folder with a `model_index.json`, or a hub name such as `owner/model`.
         lora: the adapter to train; None for none.
         device: where to put it; `auto` is a CUDA device if there is one.
+        precision: in what the denoiser computes; `bf16` saves memory and time on GPUs.
 
     Raises:
         InputError: there is no such model, its files are torn, or its kind is not known.
     """
     folder = find(model)
     with _quiet(), _readable(folder):
-        generator = _family(folder).open_generator(str(folder), model, pick(device))
+        generator = _family(folder).open_generator(str(folder), model, pick(device), precision)
     if lora is not None:
         adapters.attach(generator.network, lora)
     return generator

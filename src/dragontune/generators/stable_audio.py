@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dragontune.data import Rows
 from dragontune.errors import InputError
-from dragontune.generators.pipeline import Codec, PipelineGenerator, frozen, match, whole_frames
+from dragontune.generators.pipeline import Codec, PipelineGenerator, Precision, frozen, match, whole_frames
 from dragontune.media.audio import Audio
 from dragontune.schedule import Cosine, Schedule, expand
 
@@ -96,6 +96,7 @@ class StableAudio(PipelineGenerator):
     sample_rate: int
     device: torch.device
     seconds: float
+    precision: Precision = "float32"
 
     @property
     def network(self) -> StableAudioDiTModel:
@@ -124,16 +125,17 @@ class StableAudio(PipelineGenerator):
             use_real=True,
             repeat_interleave_real=False,
         )
-        velocity = self.network(
-            noisy,
-            t.to(noisy),
-            encoder_hidden_states=condition.tokens,
-            global_hidden_states=condition.seconds,
-            rotary_embedding=rotary,
-            return_dict=False,
-        )[0]
+        with self.autocast():
+            velocity = self.network(
+                noisy,
+                t.to(noisy),
+                encoder_hidden_states=condition.tokens,
+                global_hidden_states=condition.seconds,
+                rotary_embedding=rotary,
+                return_dict=False,
+            )[0]
         alpha, sigma = (expand(value.to(noisy), noisy) for value in (self.schedule.alpha(t), self.schedule.sigma(t)))
-        return alpha * noisy - sigma * velocity
+        return alpha * noisy - sigma * velocity.to(noisy)
 
     def decode(self, latents: Float[Tensor, " n *latent"]) -> Audio:
         """Latents to audio of `seconds`."""
@@ -141,7 +143,7 @@ class StableAudio(PipelineGenerator):
         return Audio(audio.waveform[..., : int(self.seconds * self.sample_rate)], self.sample_rate)
 
 
-def open_generator(folder: str, name: str, device: torch.device) -> StableAudio:
+def open_generator(folder: str, name: str, device: torch.device, precision: Precision) -> StableAudio:
     """The generator in a local pipeline folder, in single precision; our sampler stands in for diffusers' scheduler."""
     schedule = _schedule(Path(folder))
     pipeline = StableAudioPipeline.from_pretrained(folder, scheduler=None, dtype=torch.float32, use_safetensors=True)
@@ -151,7 +153,7 @@ def open_generator(folder: str, name: str, device: torch.device) -> StableAudio:
     shape = (config["in_channels"], config["sample_size"])
     longest = config["sample_size"] * codec.stride / codec.sample_rate
     seconds = min(longest, float(pipeline.projection_model.config["max_value"]))
-    return StableAudio(name, pipeline, codec, schedule, shape, codec.sample_rate, device, seconds)
+    return StableAudio(name, pipeline, codec, schedule, shape, codec.sample_rate, device, seconds, precision)
 
 
 def open_codec(folder: str, device: torch.device) -> OobleckCodec:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dragontune.data import Rows
-from dragontune.generators.pipeline import Codec, PipelineGenerator, frozen, match, whole_frames
+from dragontune.generators.pipeline import Codec, PipelineGenerator, Precision, frozen, match, whole_frames
 from dragontune.generators.tiny import TinyAutoencoder, TinyDiT, TinyMusicPipeline
 from dragontune.media.audio import Audio
 from dragontune.schedule import Edm, Schedule
@@ -56,6 +56,7 @@ class TinyMusic(PipelineGenerator):
     latent_shape: tuple[int, ...]
     sample_rate: int
     device: torch.device
+    precision: Precision = "float32"
 
     @property
     def network(self) -> TinyDiT:
@@ -69,6 +70,13 @@ class TinyMusic(PipelineGenerator):
         mask = tokens.attention_mask.to(self.device)
         return Condition(self.pipeline.text_encoder(tokens.input_ids.to(self.device), attention_mask=mask)[0], mask)
 
+    def prompt_vectors(self, condition: Rows) -> Float[Tensor, " n width"]:
+        """The mean of the real tokens."""
+        if not isinstance(condition, Condition):
+            raise TypeError(f"expected this model's Condition, got {type(condition).__name__}")
+        real = condition.mask.to(condition.text)[..., None]
+        return (condition.text * real).sum(1) / real.sum(1).clamp(min=1)
+
     def denoise(
         self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Rows
     ) -> Float[Tensor, " n *latent"]:
@@ -76,19 +84,20 @@ class TinyMusic(PipelineGenerator):
         if not isinstance(condition, Condition):
             raise TypeError(f"expected this model's Condition, got {type(condition).__name__}")
         sigma = self.schedule.sigma(t).to(noisy)
-        clean = self.network.denoise(noisy, sigma.clamp(min=1e-6), condition.text, condition.mask)
+        with self.autocast():
+            clean = self.network.denoise(noisy, sigma.clamp(min=1e-6), condition.text, condition.mask)
         return torch.where((sigma > 0)[:, None, None], clean, noisy)
 
 
-def open_generator(folder: str, name: str, device: torch.device) -> TinyMusic:
-    """The generator in a local pipeline folder, in single precision whatever the files hold."""
+def open_generator(folder: str, name: str, device: torch.device, precision: Precision) -> TinyMusic:
+    """The generator in a local pipeline folder, its weights in single precision whatever the files hold."""
     pipeline = TinyMusicPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
         frozen(part, device)
     config = pipeline.transformer.config
     schedule = Edm(**{name: config[name] for name in ("sigma_min", "sigma_max", "p_mean", "p_std", "sigma_data")})
     codec, shape = _codec(pipeline.vae), (config["channels"], config["frames"])
-    return TinyMusic(name, pipeline, codec, schedule, shape, codec.sample_rate, device)
+    return TinyMusic(name, pipeline, codec, schedule, shape, codec.sample_rate, device, precision)
 
 
 def open_codec(folder: str, device: torch.device) -> TinyCodec:
