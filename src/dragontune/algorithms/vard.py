@@ -1,0 +1,258 @@
+"""VARD (Dai et al. 2025, arXiv 2505.15791): learn the value of noisy latents, then climb it, one step at a time.
+
+First a network learns, from generations of the frozen model, what reward to expect of a noisy latent (value.py). Then
+every step of the sampler is trained to lead to latents of high value, with a pull back to the frozen model's step. The
+reward may be a black box, and no gradient passes through more than one step. What the network expects is the mean of
+the reward, so the optimum is not exactly the frozen model's distribution times exp(reward / kl). Left out: the
+soft value, and items of earlier rounds when V is refreshed.
+
+The steps that are trained are first-order, also where the sampler that makes the states is of second order. That one
+extrapolates from the estimates of two steps, so that what is won at a step is taken back at the next, which a value of
+the latents alone does not see; a change that is the same at all steps does under both what a first-order step says.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dragontune.algorithms.base import Algorithm, Metrics
+from dragontune.algorithms.rollouts import Rollouts, Steps, check_instance_reward, first_order
+from dragontune.algorithms.value import Regression, Value, Visits, explained
+from dragontune.data import Rows
+from dragontune.embedded import locate
+from dragontune.errors import InputError
+from dragontune.generators.base import Generator
+from dragontune.parallel import add_up, is_main
+from dragontune.rewards.base import InstanceReward
+from dragontune.sampling import Sampler, Stop
+from dragontune.schedule import Schedule, expand
+from dragontune.seeding import Key
+
+FEWEST_ROLLOUTS = 20
+"""A fifth is held out."""
+
+
+@dataclass(frozen=True, eq=False)
+class Passed(Rows):
+    """Latents that generations went through, the clean ones among them."""
+
+    latents: Float[Tensor, " n *latent"]
+    step: Int[Tensor, " n"]
+    item: Int[Tensor, " n"]
+
+    @classmethod
+    def of(cls, steps: Steps) -> "Passed":
+        """The starts of all steps, and the ends of the last."""
+        stop, last = steps.stop, (steps.stop.step == steps.stop.step.max()).nonzero()[:, 0]
+        latents = torch.cat([stop.latents, steps.ahead[last]])
+        return cls(latents, torch.cat([stop.step, stop.step[last] + 1]), torch.cat([stop.item, stop.item[last]]))
+
+
+@dataclass(frozen=True, eq=False)
+class Climb(Rows):
+    """Where steps of the model began; they are taken anew, with the noise of `key`."""
+
+    stop: Stop
+    key: Key
+    total: int = 0
+    """Rows of the whole batch."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vard(Algorithm[Climb, Climb]):
+    """The loss of a step is -V(x_next) + kl KL(step | frozen model's step), V in standard deviations of the reward.
+
+    The first round also generates `value_rollouts` items with the frozen model and fits V to them. The experience of a
+    round has prompts x steps rows, which the loop's updates draw from. All numbers are our choice: the paper's are not
+    known to us.
+
+    >>> Vard(generator, KeyStrength(), sampler=Sampler(steps=12), value_prompts="tiny-music/prompts/train.txt")
+    """
+
+    generator: Generator
+    reward: InstanceReward  # pyright: ignore[reportIncompatibleVariableOverride] - frozen, so it may be narrower
+    sampler: Sampler = field(default_factory=Sampler)
+    kl: float = 0.01
+    """Weight of |mean - mean_ref|^2 / (2 s^2), a sum over elements, with the ancestral sampler's s for every sampler. A
+    reward that is linear in the latents would rise by at most 1 / kl standard deviations."""
+    floor: float = 0.1
+    """Least s, in standard deviations of clean latents: the last steps of a sampler have next to none."""
+    emphasis: float = 2.0
+    """Power of the share of data in the variance of the latents that a step leads to: what its value weighs. V hardly
+    depends on latents that are all but noise, so its slope there says nothing. 0: all steps weigh the same."""
+    value_prompts: str | tuple[str, ...] = ()
+    """What the value is learnt on: a text file, one prompt a line, or prompts; none: those of the first round."""
+    value_rollouts: int = 400
+    value_width: int = 64
+    value_depth: int = 3
+    value_steps: int = 500
+    """At most; the fit stops when it predicts held-out rollouts no better."""
+    value_batch: int = 64
+    value_lr: float = 1e-3
+    refresh: int = 0
+    """Every so many rounds V learns from that round's generations, too; 0: never."""
+    refresh_steps: int = 20
+    refresh_lr: float = 1e-4
+    micro_batch: int = 40
+    """Items generated, decoded or encoded at once: memory only, never the result."""
+    _memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_instance_reward(self.reward, self)
+        for name in ("kl", "emphasis"):
+            if not 0 <= (value := getattr(self, name)) < inf:
+                raise InputError(f"expected Vard's {name} finite and 0 or more, got {value}; 0 turns it off")
+        for name in ("floor", "value_lr", "refresh_lr"):
+            if not 0 < (value := getattr(self, name)) < inf:
+                raise InputError(
+                    f"expected Vard's {name} finite and above 0, got {value}; leave it out for the default"
+                )
+        least = {"value_rollouts": FEWEST_ROLLOUTS, "refresh": 0}
+        names = ("value_width", "value_depth", "value_steps", "value_batch", "refresh_steps", "micro_batch")
+        for name, low in {**least, **dict.fromkeys(names, 1)}.items():
+            if (value := getattr(self, name)) < low:
+                raise InputError(f"expected Vard's {name} of {low} or more, got {value}; raise it")
+        self._asked()
+
+    def memory(self) -> dict[str, Tensor]:
+        """The value network, how well it predicted held-out rollouts, and the number of rounds."""
+        return self._memory
+
+    @torch.no_grad()
+    def collect(self, prompts: Sequence[str], key: Key) -> tuple[Climb, Metrics]:
+        """The steps of a generation for each prompt; in the first round, V before that.
+
+        `value_r2` is V's on these generations; `value_fit_r2` was its on the held-out rollouts of the frozen model
+        that told when to stop, of all latents and of the noisier and the cleaner half of the times.
+        """
+        costs = [] if self._memory else [self._learn(prompts, key.fold("value"))]
+        rollouts = self._rollouts()
+        steps, scores = rollouts(prompts, key, lambda steps: steps)
+        visits = self._visits(Passed.of(steps), scores, prompts)
+        r2 = explained(self._value(), visits, self.generator.schedule, self.value_batch)
+        number = int(self._memory["rounds"]) + 1
+        if self.refresh and number > 1 and number % self.refresh == 0:
+            value = self._value()
+            again = Regression(self.refresh_steps, self.value_batch, self.refresh_lr)
+            again.fit(value, visits, self.generator.schedule, key.fold("refresh"))
+            self._remember(value)
+        self._memory["rounds"] = torch.tensor(number)
+        every, noisy, clean = self._memory["fit"].tolist()
+        costs.append(rollouts.counts(len(prompts)))
+        return Climb(steps.stop, key), {
+            "reward": scores.mean().item(),
+            "reward_std": scores.std(correction=0).item(),
+            "value_r2": r2,
+            "value_fit_r2": every,
+            "value_fit_r2_noisy": noisy,
+            "value_fit_r2_clean": clean,
+            **{name: sum(cost[name] for cost in costs) for name in costs[0]},
+        }
+
+    @torch.no_grad()
+    def prepare(self, batch: Climb, key: Key) -> Climb:
+        """Noise for the steps."""
+        return replace(batch, key=key.fold("noise"), total=len(batch))
+
+    def loss(self, batch: Climb) -> tuple[Float[Tensor, ""], Metrics]:
+        """How low the value is that the steps lead to, and how far they are from the frozen model's."""
+        value, schedule = self._value(), self.generator.schedule
+        sampler = first_order(self.sampler)
+        state = sampler.resume(self.generator, batch.stop)
+        move = sampler.transition(self.generator, state)
+        t = schedule.times(self.sampler.steps)[batch.stop.step + 1].to(move.mean)
+        prompt = self.generator.prompt_vectors(state.condition)
+        values = value(move.draw(batch.key), t, prompt, schedule)
+        alpha, sigma = value.spread * schedule.alpha(t), schedule.sigma(t)
+        losses = -values * (alpha**2 / (alpha**2 + sigma**2)) ** self.emphasis
+        metrics = {
+            "value": (value.mean + value.std * values.detach().mean()).item(),
+            "gradient_calls": float(batch.total * (1 + self.sampler.guided)),
+        }
+        if self.kl:
+            with torch.no_grad(), self.generator.reference():
+                frozen = sampler.transition(self.generator, state).mean
+            std = ancestral_std(schedule, self.sampler.steps)[batch.stop.step].to(frozen)
+            std = std.maximum(self.floor * value.spread)
+            divergence = ((move.mean - frozen) / expand(std, frozen)).square().flatten(1).sum(1) / 2
+            losses = losses + self.kl * divergence
+            metrics["divergence"] = divergence.mean().item()
+        return losses.mean(), metrics
+
+    def _learn(self, prompts: Sequence[str], key: Key) -> Mapping[str, float]:
+        """Fit V to generations of the frozen model, a fifth of them held out, and say what they cost."""
+        asked = self._asked() or list(prompts)
+        order = key.fold("prompts").permutation(len(asked)).tolist()
+        texts = [asked[order[item % len(asked)]] for item in range(self.value_rollouts)]
+        rollouts, schedule = self._rollouts(), self.generator.schedule
+        with self.generator.reference():
+            passed, scores = rollouts(texts, key, Passed.of)
+        visits = self._visits(passed, scores, texts)
+        rank = key.fold("held out").permutation(self.value_rollouts)[passed.item]
+        shown, held = (rows.nonzero()[:, 0] for rows in (rank >= len(texts) // 5, rank < len(texts) // 5))
+        clean = passed.latents[(passed.step == self.sampler.steps).nonzero()[:, 0].to(passed.latents.device)]
+        value = Value.fresh(visits[shown], clean, self.value_width, self.value_depth, key)
+        Regression(self.value_steps, self.value_batch, self.value_lr).fit(
+            value, visits[shown], schedule, key.fold("regression"), visits[held]
+        )
+        self._remember(value)
+        value = self._value()
+        early = 2 * passed.step[held] < self.sampler.steps
+        parts = (visits[held], visits[held[early]], visits[held[~early]])
+        self._memory["fit"] = torch.tensor([explained(value, part, schedule, self.value_batch) for part in parts])
+        self._memory["rounds"] = torch.tensor(0)
+        return rollouts.counts(self.value_rollouts)
+
+    def _asked(self) -> list[str]:
+        """The prompts that the value is learnt on; none: not said."""
+        if not isinstance(self.value_prompts, str):
+            return list(self.value_prompts)
+        try:
+            lines = locate(self.value_prompts).read_text("utf-8").splitlines()
+        except (UnicodeDecodeError, IsADirectoryError) as error:
+            raise InputError(
+                f"expected a text file as Vard's value_prompts, got {self.value_prompts} ({error}); check it"
+            ) from error
+        if prompts := [line.strip() for line in lines if line.strip()]:
+            return prompts
+        raise InputError(f"expected prompts in Vard's value_prompts, got none in {self.value_prompts}; write some")
+
+    def _rollouts(self) -> Rollouts:
+        return Rollouts(self.generator, self.reward, self.sampler, self.micro_batch)
+
+    def _visits(self, passed: Passed, scores: Float[Tensor, " items"], prompts: Sequence[str]) -> Visits:
+        """What V learns from; each prompt is encoded once."""
+        known = {text: row for row, text in enumerate(dict.fromkeys(prompts))}
+        texts = [list(known)[row : row + self.micro_batch] for row in range(0, len(known), self.micro_batch)]
+        generator, x = self.generator, passed.latents
+        vectors = torch.cat([generator.prompt_vectors(generator.encode_prompts(part)) for part in texts])
+        rows = torch.tensor([known[text] for text in prompts])[passed.item].to(vectors.device)
+        t = generator.schedule.times(self.sampler.steps)[passed.step].to(x)
+        return Visits(x, t, vectors[rows], scores[passed.item].to(x))
+
+    def _value(self) -> Value:
+        """V, frozen; a copy of what is remembered."""
+        start = "value."
+        weights = {name: weight for name, weight in self._memory.items() if name.startswith(start)}
+        return Value.of({name.removeprefix(start): w for name, w in weights.items()}, self.generator.device)
+
+    def _remember(self, value: Value) -> None:
+        """Of all processes' the main one's, should rounding have made them differ."""
+        weights = {name: weight.detach().clone() for name, weight in value.state_dict().items()}
+        if not is_main():
+            for weight in weights.values():
+                weight.zero_()
+        add_up(weights.values())
+        self._memory.update({f"value.{name}": weight for name, weight in weights.items()})
+
+
+def ancestral_std(schedule: Schedule, steps: int) -> Float[Tensor, " steps"]:
+    """The noise that the ancestral sampler adds at each step (float64, CPU); 0 at the last."""
+    times = schedule.times(steps)
+    alpha, sigma = schedule.alpha(times), schedule.sigma(times)
+    ratio = alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])
+    return sigma[1:] * (1 - ratio**2).clamp(min=0).sqrt()
