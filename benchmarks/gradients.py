@@ -8,9 +8,10 @@
 Study `alignment`: one reward (CLAP alignment of tiny-music with its prompts) and one budget for all methods. Study
 `set`: the Fréchet distance of the whole set to real music, by its gradient against DRAGON, which gets three times the
 generations. A run ends after so many generations or seconds of processor time, whichever is first, on one thread. Every
-model is judged on the same 100 test prompts with the same noise and the same sampler (five steps, guidance 2), also by
-rewards that it was not tuned for; judging is not counted. Settings were chosen on validation prompts. Resumable: a
-finished run is a file in benchmarks/results/gradients.
+model is judged on the same 100 test prompts with the same noise, also by rewards that it was not tuned for; judging is
+not counted. All sample with five steps and guidance 2, DDPO with the ancestral sampler, which it needs, all others with
+DPM++ 2M: so gains are compared, not levels. Settings were chosen on validation prompts. Resumable: a finished run is a
+file in benchmarks/results/gradients.
 """
 
 import argparse
@@ -86,11 +87,10 @@ def methods(study: str) -> dict[str, tuple[Callable[[Any, Any], Any], dict[str, 
     return {name: found[name] for name in STUDIES[study].generations}
 
 
-def judge(generator: Any, rewards: dict[str, Any]) -> dict[str, float]:
+def judge(generator: Any, sampler: Any, rewards: dict[str, Any]) -> dict[str, float]:
     """Every reward on the judged prompts."""
     import torch
 
-    from dragontune import Sampler
     from dragontune.data import join_columns
     from dragontune.embedded import locate
     from dragontune.evaluation.evaluate import spaced
@@ -98,7 +98,6 @@ def judge(generator: Any, rewards: dict[str, Any]) -> dict[str, float]:
 
     lines = locate(PROMPTS).read_text().splitlines()
     prompts = [lines[row] for row in spaced(len(lines), JUDGED)]
-    sampler = Sampler(steps=5, guidance=2.0)
     features: dict[str, list[Any]] = {name: [] for name in rewards}
     with torch.no_grad():
         for start in range(0, JUDGED, 50):
@@ -136,7 +135,7 @@ def run(study: str, name: str, seed: int) -> None:
     folder = RUNS / f"{study}-{name}-{seed}"
     shutil.rmtree(folder, ignore_errors=True)
     prompts = locate("tiny-music/prompts/train.txt").read_text().splitlines()
-    curve = [{"generations": 0, "seconds": 0.0, "wall": 0.0, **judge(generator, rewards)}]
+    curve = [{"generations": 0, "seconds": 0.0, "wall": 0.0, **judge(generator, algorithm.sampler, rewards)}]
     spent = wall = 0.0
     for mark in MARKS:
         rounds = max(1, round(mark / each))
@@ -145,7 +144,12 @@ def run(study: str, name: str, seed: int) -> None:
         history = loop.run(algorithm, prompts, RunFolder(folder))
         spent, wall = spent + time.process_time() - start, wall + time.perf_counter() - started
         made = sum(record["metrics"]["generations"] for record in history)
-        point = {"generations": made, "seconds": round(spent, 1), "wall": round(wall, 1), **judge(generator, rewards)}
+        point = {
+            "generations": made,
+            "seconds": round(spent, 1),
+            "wall": round(wall, 1),
+            **judge(generator, algorithm.sampler, rewards),
+        }
         if made > curve[-1]["generations"]:
             curve.append(point)
         value = point[plan.watched]
@@ -167,8 +171,9 @@ def cells(study: str) -> dict[str, list[dict[str, Any]]]:
     return {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items() if paths}
 
 
-def reached(curve: list[dict[str, float]], watched: str, goal: float, what: str) -> float | None:
-    """Generations or seconds at which the reward first reaches `goal`, between two points by a straight line."""
+def reached(curve: list[dict[str, float]], watched: str, gain: float, what: str) -> float | None:
+    """Generations or seconds at which the reward has first risen by `gain`, between two points by a straight line."""
+    goal = curve[0][watched] + gain
     for before, after in pairwise(curve):
         if after[watched] >= goal:
             share = (goal - before[watched]) / (after[watched] - before[watched])
@@ -181,24 +186,25 @@ def report(study: str) -> None:
     found, watched = cells(study), STUDIES[study].watched
     if not found:
         return
-    head = ("method", "generations", "processor seconds", f"{watched}, by seed", *WATCHED)
+    head = ("method", "generations", "processor seconds", f"{watched}, by seed", "gain", *WATCHED)
     print(f"\n{study}\n\n| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for name, parts in found.items():
         ends, starts = [part["curve"][-1] for part in parts], [part["curve"][0] for part in parts]
         row = [name, f"{mean(e['generations'] for e in ends):.0f}", f"{mean(e['seconds'] for e in ends):.0f}"]
         row.append(", ".join(f"{abs(end[watched]):.4f}" for end in ends))
+        row.append(f"{mean(end[watched] - start[watched] for end, start in zip(ends, starts, strict=True)):+.4f}")
         changes = [(mean(abs(s[what]) for s in starts), mean(abs(e[what]) for e in ends)) for what in WATCHED]
         row += [f"{before:.3f} → {after:.3f}" for before, after in changes]
         print(f"| {' | '.join(row)} |")
     for other in ("DDPO", "DRAGON"):
         if other not in found:
             continue
-        print(f"\nGenerations (processor seconds) to reach the mean gain of {other} at its end, by seed:")
-        goal = mean(part["curve"][-1][watched] for part in found[other])
+        gain = mean(part["curve"][-1][watched] - part["curve"][0][watched] for part in found[other])
+        print(f"\nGenerations (processor seconds) to reach the mean gain of {other} at its end, {gain:.4f}, by seed:")
         spent = mean(part["curve"][-1]["generations"] for part in found[other])
         for name, parts in found.items():
             curves = [part["curve"] for part in parts]
-            needed = [tuple(reached(c, watched, goal, what) for what in ("generations", "seconds")) for c in curves]
+            needed = [tuple(reached(c, watched, gain, what) for what in ("generations", "seconds")) for c in curves]
             said = ", ".join("never" if a is None else f"{a:.0f} ({b:.0f} s)" for a, b in needed)
             known = [a for a, _ in needed if a is not None]
             ratio = f": {spent / mean(known):.1f} times fewer" if len(known) == len(needed) else ""
@@ -222,20 +228,19 @@ def plot(study: str, found: dict[str, list[dict[str, Any]]]) -> None:
                 points = [point for point in part["curve"] if point[what] > 0]
                 axis.plot(
                     [point[what] for point in points],
-                    [abs(point[watched]) for point in points],
+                    [point[watched] - part["curve"][0][watched] for point in points],
                     color=f"C{number}",
                     alpha=0.8,
                     linewidth=1.4,
                     label=name if part is parts[0] else None,
                 )
-    start = next(iter(found.values()))[0]["curve"][0][watched]
     for axis, what in zip(axes, ("generations", "processor seconds"), strict=True):
-        axis.axhline(abs(start), color="0.5", linewidth=0.8, linestyle=":")
+        axis.axhline(0, color="0.5", linewidth=0.8, linestyle=":")
         axis.set_xscale("log")
         axis.set_xlabel(what)
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.2)
-    axes[0].set_ylabel(f"{watched} on 100 test prompts")
+    axes[0].set_ylabel(f"gain of {'minus the ' * ('distance' in watched)}{watched}, 100 test prompts")
     axes[0].legend(frameon=False, fontsize=8)
     figure.tight_layout()
     figure.savefig(HERE.parent / "docs" / f"gradients-{study}.svg", metadata={"Date": None})

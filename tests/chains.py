@@ -77,7 +77,7 @@ class Chain(Generator):
     def rescale(self, gamma: float) -> None:
         raise NotImplementedError
 
-    def mix_adapters(self, adapters: Any) -> None:
+    def mix_adapters(self, parts: Any) -> None:
         raise NotImplementedError
 
     def save_adapter(self, folder: str) -> None:

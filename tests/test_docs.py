@@ -35,7 +35,8 @@ def test_snippets_import_what_is_there(code):
 
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_recipes_in_the_docs_are_yaml(text):
-    assert set(yaml.safe_load(text)) <= {"model", "lora", "reward", "algorithm", "loop", "prompts", "guard", "evaluation"}
+    fields = {"model", "lora", "reward", "algorithm", "loop", "prompts", "guard", "evaluation"}
+    assert set(yaml.safe_load(text)) <= fields
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

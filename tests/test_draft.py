@@ -260,7 +260,7 @@ def test_the_divergence_pulls_back_to_the_frozen_model():
     _, numbers = gradient(algorithm, PROMPTS, KEY)
     assert numbers["divergence"] == 0
     with torch.no_grad():
-        chain.shifts[2] += 0.1
+        chain.shifts[2].add_(0.1)
     with_kl, numbers = gradient(algorithm, PROMPTS, KEY)
     without, _ = gradient(replace(algorithm, kl=0.0), PROMPTS, KEY)
     sigma = chain.schedule.sigma(chain.schedule.times(3))[2]

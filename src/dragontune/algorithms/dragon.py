@@ -104,6 +104,7 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
             **_members(reward, features),
             "accepted_swaps": float(division.accepted),
             "asked_swaps": float(division.asked),
+            "generations": float(len(both)),
             "denoiser_calls": float(self.sampler.calls(len(both))),
             "decodes": float(len(both)) if self.reward.needs_media else 0.0,
             "encodes": float(len(both)),

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dragontune.data import Media, Rows, Samples
+from dragontune.data import Media, Samples
 from dragontune.distances.swaps import Swaps
 from dragontune.errors import InputError
 from dragontune.rewards.base import (
@@ -97,7 +97,7 @@ class Crop(Reward[F]):
 
 
 @dataclass(frozen=True, eq=False)
-class InstanceCrop(Crop[Tensor | Rows], InstanceReward[Tensor | Rows], DifferentiableReward):
+class InstanceCrop(Crop[F], InstanceReward[F], DifferentiableReward[F]):
     """A reward of single items, of a window of each.
 
     >>> InstanceCrop(Alignment(TinyClap()), share=0.5)
@@ -110,7 +110,7 @@ class InstanceCrop(Crop[Tensor | Rows], InstanceReward[Tensor | Rows], Different
 
 
 @dataclass(frozen=True, eq=False)
-class SetCrop(Crop[Tensor | Rows], DistributionReward[Tensor | Rows], DifferentiableReward):
+class SetCrop(Crop[F], DistributionReward[F], DifferentiableReward[F]):
     """A reward of a set, of a window of each item.
 
     >>> SetCrop(SetFrechet(TinyClap(), "my songs"), share=0.5)
@@ -121,6 +121,6 @@ class SetCrop(Crop[Tensor | Rows], DistributionReward[Tensor | Rows], Differenti
         if not isinstance(self.reward, DistributionReward):
             raise InputError(f"expected a reward of a set in SetCrop, got {self.reward.label}; use InstanceCrop")
 
-    def swaps(self, first: Tensor | Rows, second: Tensor | Rows) -> Swaps:
+    def swaps(self, first: F, second: F) -> Swaps:
         """The reward's."""
         return self.reward.swaps(first, second)  # pyright: ignore[reportAttributeAccessIssue]
