@@ -33,7 +33,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "gradients"
 RUNS = Path("runs/gradients")
-MARKS = (40, 80, 160, 320, 640, 960, 1280, 1920)
+MARKS = (40, 80, 160, 320, 640, 960, 1920)
 """Generations after which a run is judged, as near as its rounds allow."""
 PROMPTS = "tiny-music/prompts/test.txt"
 JUDGED = 100
@@ -51,8 +51,8 @@ class Study:
 
 GRADIENTS = ("DRaFT-1", "DRaFT-2", "DRaFT-LV", "AlignProp")
 STUDIES = {
-    "alignment": Study("alignment", 240.0, dict.fromkeys((*GRADIENTS, "VARD", "DRAGON", "DDPO"), 1280)),
-    "set": Study("set distance", 600.0, {**dict.fromkeys(GRADIENTS, 640), "DRAGON": 1920}),
+    "alignment": Study("alignment", 160.0, dict.fromkeys((*GRADIENTS, "VARD", "DRAGON", "DDPO"), 960)),
+    "set": Study("set distance", 600.0, {"DRaFT-1": 640, "DRaFT-2": 640, "DRAGON": 1920}),
 }
 
 
@@ -69,9 +69,9 @@ def methods(study: str) -> dict[str, tuple[Callable[[Any, Any], Any], dict[str, 
         "DRaFT-LV": (lambda g, r: DraftLv(g, r, five, last=2, micro_batch=20), gradients, each),
         "AlignProp": (lambda g, r: AlignProp(g, r, five, micro_batch=20), gradients, each),
         "VARD": (
-            lambda g, r: Vard(g, r, five, value_prompts="tiny-music/prompts/train.txt"),
-            {"pairs": 40, "batch": 40, "micro_batch": 40, "updates": 4, "lr": 1e-3},
-            40,
+            lambda g, r: Vard(g, r, five, kl=0.003, refresh=1, value_prompts="tiny-music/prompts/train.txt"),
+            {"pairs": 20, "batch": 20, "micro_batch": 20, "updates": 4, "lr": 1e-3},
+            20,
         ),
         "DRAGON": (
             lambda g, r: Dragon(g, r, preference=Kto(), beta=50, sampler=five),
@@ -79,8 +79,8 @@ def methods(study: str) -> dict[str, tuple[Callable[[Any, Any], Any], dict[str, 
             80,
         ),
         "DDPO": (
-            lambda g, r: Ddpo(g, r, sampler=Sampler(steps=5, guidance=2.0, order=1, eta=1.0)),
-            {"pairs": 10, "batch": 80, "micro_batch": 40, "updates": 4, "lr": 1e-3},
+            lambda g, r: Ddpo(g, r, sampler=Sampler(steps=5, guidance=2.0, order=1, eta=1.0), clip=1e-2),
+            {"pairs": 10, "batch": 80, "micro_batch": 40, "updates": 4, "lr": 3e-3},
             80,
         ),
     }

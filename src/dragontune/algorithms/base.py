@@ -52,6 +52,10 @@ class Algorithm(ABC, Generic[Experience, Batch]):
         The numbers are means over the rows of the part, but for those of `COUNTS`, which are of the whole batch.
         """
 
+    @abstractmethod
+    def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
+        """About what a usual round costs: some of `COUNTS`, for that many prompts, rows an update, and updates."""
+
     def parameters(self) -> Iterator[nn.Parameter]:
         """What the optimiser moves."""
         return self.generator.parameters()

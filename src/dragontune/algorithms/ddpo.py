@@ -125,6 +125,11 @@ class Ddpo(Algorithm[Moves, Moves]):
         relative = off / (groups.std(1, correction=0, keepdim=True) + SMALLEST_STD)
         return relative.flatten().clamp(-self.most_advantage, self.most_advantage)
 
+    def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
+        """A group of each prompt, and each update's rows."""
+        rollouts = Rollouts(self.generator, self.reward, self.sampler, self.micro_batch).counts(pairs * self.group)
+        return {**rollouts, "gradient_calls": float(updates * batch * (1 + self.sampler.guided))}
+
     @torch.no_grad()
     def prepare(self, batch: Moves, key: Key) -> Moves:
         """As it is."""

@@ -8,6 +8,7 @@ the clean latents (slopes.py), then, through the last steps, of the inner produc
 whole sets work like all others. Left out: the annealed guidance of DRaFT+.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -116,6 +117,11 @@ class Draft(Algorithm[Asked, Tail]):
             noised = [self._finish(part, key.fold("noise"))[0] for part in again.chunks(self.micro_batch)]
             tails.append(self._tail(judge, again, torch.cat(noised), key, counts))
         return gather_rows(Tail.join(tails))
+
+    def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
+        """Every update generates its batch."""
+        typical = Counter(self.depth(Key(0).fold("budget", draw)) for draw in range(9)).most_common(1)[0][0]
+        return {name: updates * count for name, count in self._counts(batch, typical).items()}
 
     def loss(self, batch: Tail) -> tuple[Float[Tensor, ""], Metrics]:
         """The objective's losses, whose gradient passes through the last steps, and the divergence."""

@@ -113,6 +113,20 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
         self._memory.update(memory)
         return Demonstrations(both[division.positive], both[division.negative]), metrics
 
+    def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
+        """Two sets, and for each update both members of a row under the frozen model and under the one in training."""
+        made, trained = 2.0 * pairs, 2.0 * batch * updates
+        again = 2 if self.preference.anchored else 1
+        calls = self.sampler.calls(2 * pairs) + again * trained
+        media = made if self.reward.needs_media else 0.0
+        return {
+            "generations": made,
+            "denoiser_calls": calls,
+            "gradient_calls": trained,
+            "decodes": media,
+            "encodes": made,
+        }
+
     def memory(self) -> dict[str, Tensor]:
         """What the reward has learnt from the rounds so far."""
         return self._memory

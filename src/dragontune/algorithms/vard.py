@@ -153,6 +153,13 @@ class Vard(Algorithm[Climb, Climb]):
             **{name: sum(cost[name] for cost in costs) for name in costs[0]},
         }
 
+    def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
+        """A generation of each prompt, and each update's rows; not what the first round learns from."""
+        calls = float(updates * batch * (1 + self.sampler.guided))
+        rollouts = self._rollouts().counts(pairs)
+        frozen = calls if self.kl else 0.0
+        return {**rollouts, "denoiser_calls": rollouts["denoiser_calls"] + frozen, "gradient_calls": calls}
+
     @torch.no_grad()
     def prepare(self, batch: Climb, key: Key) -> Climb:
         """Noise for the steps."""

@@ -17,8 +17,8 @@ from dragontune.errors import InputError
 from dragontune.evaluation.guard import Guard
 from dragontune.seeding import Key
 
-FORWARD_AND_BACKWARD = 4.0
-"""What a pair of passes for the loss (f_ref forward, f_theta forward and backward) costs, in forward passes."""
+FORWARD_AND_BACKWARD = 3.0
+"""What a differentiated evaluation of the denoiser costs, in plain ones."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,11 @@ def _seconds(work: Callable[[], object]) -> float:
 def _time(recipe: Recipe, algorithm: Algorithm[Any, Any], call: Denoising, item: Seconds) -> str:
     loop = recipe.loop
     one = algorithm.sampler.calls(1) * call.seconds + item.decode + item.encode
-    collect, update = 2 * loop.pairs * one, loop.updates * 2 * loop.batch * FORWARD_AND_BACKWARD * call.seconds
-    parts = [f"a round {_span(collect + update)}, {loop.rounds} rounds {_span(loop.rounds * (collect + update))}"]
+    budget = algorithm.budget(loop.pairs, loop.batch, loop.updates)
+    calls = budget["denoiser_calls"] + FORWARD_AND_BACKWARD * budget["gradient_calls"]
+    each = calls * call.seconds + budget["decodes"] * item.decode + budget["encodes"] * item.encode
+    made = f"{budget['generations']:,.0f} generations in {_span(each)}"
+    parts = [f"a round {made}, {loop.rounds} rounds {_span(loop.rounds * each)}"]
     if recipe.evaluation:
         sweep = sum(scale not in (0, 1) for scale in recipe.evaluation.scales) * recipe.evaluation.subset
         parts.append(f"evaluation {_span((2 * len(recipe.evaluation.read()) + sweep) * one)}")
