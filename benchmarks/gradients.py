@@ -51,7 +51,7 @@ class Study:
 
 GRADIENTS = ("DRaFT-1", "DRaFT-2", "DRaFT-LV", "AlignProp")
 STUDIES = {
-    "alignment": Study("alignment", 160.0, dict.fromkeys((*GRADIENTS, "VARD", "DRAGON", "DDPO"), 960)),
+    "alignment": Study("alignment", 160.0, dict.fromkeys((*GRADIENTS, "VARD", "DRAGON", "DDPO"), 640)),
     "set": Study("set distance", 600.0, {"DRaFT-1": 640, "DRaFT-2": 640, "DRAGON": 1920}),
 }
 
@@ -69,7 +69,7 @@ def methods(study: str) -> dict[str, tuple[Callable[[Any, Any], Any], dict[str, 
         "DRaFT-LV": (lambda g, r: DraftLv(g, r, five, last=2, micro_batch=20), gradients, each),
         "AlignProp": (lambda g, r: AlignProp(g, r, five, micro_batch=20), gradients, each),
         "VARD": (
-            lambda g, r: Vard(g, r, five, kl=0.003, refresh=1, value_prompts="tiny-music/prompts/train.txt"),
+            lambda g, r: Vard(g, r, five, kl=0.001, refresh=1, value_prompts="tiny-music/prompts/train.txt"),
             {"pairs": 20, "batch": 20, "micro_batch": 20, "updates": 4, "lr": 1e-3},
             20,
         ),
@@ -168,7 +168,12 @@ def place(study: str, name: str, seed: int) -> Path:
 def cells(study: str) -> dict[str, list[dict[str, Any]]]:
     """What is there, by method."""
     found = {name: sorted(RESULTS.glob(f"{study}-{name}-?.json")) for name in STUDIES[study].generations}
-    return {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items() if paths}
+    parts = {name: [json.loads(path.read_text()) for path in paths] for name, paths in found.items() if paths}
+    for name, each in parts.items():
+        most = STUDIES[study].generations[name]
+        for part in each:
+            part["curve"] = [point for point in part["curve"] if point["generations"] <= most]
+    return parts
 
 
 def reached(curve: list[dict[str, float]], watched: str, gain: float, what: str) -> float | None:

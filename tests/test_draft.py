@@ -16,6 +16,7 @@ from dragontune.errors import InputError, NonFiniteError
 from dragontune.rewards.alignment import Alignment
 from dragontune.rewards.base import DifferentiableReward, InstanceReward, Reward
 from dragontune.rewards.combine import DifferentiableSum
+from dragontune.rewards.crop import InstanceCrop
 from dragontune.rewards.signal import Tempo
 from dragontune.sampling import Sampler
 from dragontune.schedule import Cosine, Edm, Flow
@@ -252,6 +253,11 @@ def test_capped_and_target_losses():
     slopes, numbers = gradient(satisfied, PROMPTS, KEY)
     assert not any(slope.any() for slope in slopes)
     assert numbers["loss"] == 0
+    reached = Draft(Chain(2), Flat(), first_order(2), objective=Target(1.0))
+    assert not any(slope.any() for slope in gradient(reached, PROMPTS, KEY)[0])
+    for objective in (Capped(2.0), Target(2.0)):
+        with pytest.raises(InputError, match="0 for every item"):
+            gradient(Draft(Chain(2), Flat(), first_order(2), objective=objective), PROMPTS, KEY)
 
 
 def test_the_divergence_pulls_back_to_the_frozen_model():
@@ -285,33 +291,39 @@ def test_a_large_weight_keeps_the_model():
     assert held[0] < 0.1 * free[0]
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [Draft, DraftLv, AlignProp, Refl],
-    ids=lambda kind: kind.__name__,
-)
-def test_counts_are_what_is_called(algorithm: type[Draft]):
-    """Denoiser evaluations by item, those with gradients apart (one more each where activations are computed again)."""
+@pytest.mark.parametrize("kl", [0.0, 0.5])
+@pytest.mark.parametrize("reward", [Near(), Together()], ids=lambda r: type(r).__name__)
+@pytest.mark.parametrize("kind", [Draft, DraftLv, AlignProp, Refl], ids=lambda kind: kind.__name__)
+def test_counts_are_what_is_called(kind: type[Draft], reward: DifferentiableReward, kl: float):
+    """By item, those with gradients apart; what is computed again on the way back comes on top."""
     chain = Chain(5)
-    calls = {"forward": 0, "gradient": 0}
-    original = chain.denoise
+    calls = {"plain": 0, "gradient": 0, "decoded": 0}
+    denoise, decode = chain.denoise, chain.decode
 
-    def denoise(noisy, t, condition):
-        calls["gradient" if torch.is_grad_enabled() else "forward"] += len(noisy)
-        return original(noisy, t, condition)
+    def counted(noisy, t, condition):
+        plain = chain.off or not torch.is_grad_enabled()
+        calls["plain" if plain else "gradient"] += len(noisy)
+        return denoise(noisy, t, condition)
 
-    chain.denoise = denoise  # pyright: ignore[reportAttributeAccessIssue]
-    made = algorithm(chain, Near(), first_order(5, guidance=2.0))
+    def decoded(latents):
+        calls["decoded"] += len(latents)
+        return decode(latents)
+
+    chain.denoise, chain.decode = counted, decoded  # pyright: ignore[reportAttributeAccessIssue]
+    made = kind(chain, reward, first_order(5, guidance=2.0), kl=kl)
     with torch.no_grad():
         experience, _ = made.collect(PROMPTS, KEY)
         prepared = made.prepare(experience, KEY.fold("update"))
+    loss, metrics = made.loss(prepared)
     depth = made.depth(KEY.fold("update", "depth"))
-    _, metrics = made.loss(prepared)
-    assert metrics["denoiser_calls"] == calls["forward"]
+    assert metrics["denoiser_calls"] == calls["plain"]
     assert metrics["gradient_calls"] == calls["gradient"]
     assert metrics["generations"] == 5
-    assert metrics["decodes"] == metrics["encodes"] == 5 * (1 + made.renoised)
-    assert depth >= 1
+    assert metrics["decodes"] == metrics["encodes"] == calls["decoded"]
+    before = dict(calls)
+    loss.backward()
+    several = depth > 1 and not isinstance(made, Refl)
+    assert calls["gradient"] - before["gradient"] == (metrics["gradient_calls"] if several else 0)
 
 
 def toy_draft(kind: str = "draft", micro_batch: int = 40) -> Draft:
@@ -354,6 +366,136 @@ def test_micro_batches_change_nothing(kind: str):
         torch.testing.assert_close(other, found[0], atol=1e-5, rtol=0)
 
 
+def test_what_is_judged_is_what_is_differentiated():
+    """With noise on the way, copies too: the last steps lead to the same place twice, and each copy elsewhere."""
+    sampler = first_order(4, eta=1.0)
+    algorithm = Draft(Chain(4), Along(), sampler, last=3, renoised=2, micro_batch=2)
+    with torch.no_grad():
+        experience, _ = algorithm.collect(PROMPTS, KEY)
+        tail = algorithm.prepare(experience, KEY.fold("update"))
+        ends, _ = algorithm._finish(tail.stop, tail.key)
+    torch.testing.assert_close(Along().score(ends).double(), tail.slopes.score, rtol=1e-5, atol=1e-6)
+    assert len(tail.stop.item.unique()) == 15
+    assert tail.weight.tolist() == [3.0] * 5 + [0.0] * 10
+    _, numbers = gradient(algorithm, PROMPTS, KEY)
+    assert numbers["reward"] == pytest.approx(tail.slopes.score[:5].mean().item(), rel=1e-5)
+
+
+def test_a_renoised_result_has_no_past():
+    """Its first step is of first order; the original goes on from its own history."""
+    toy, second = Toy(), Sampler(steps=6)
+    made = {
+        order: DraftLv(toy, Alignment(ToyEncoder()), replace(second, order=order), last=3, renoised=1)
+        for order in (1, 2)
+    }
+    with torch.no_grad():
+        experience, _ = made[2].collect(["left", "right", "any"], KEY)
+        tail = made[2].prepare(experience, KEY.fold("update"))
+        original, copy = tail.stop[torch.arange(3)], tail.stop[torch.arange(3, 6)]
+        assert original.known.all()
+        assert not copy.known.any()
+        state = second.resume(toy, copy)
+        step = second.transition(toy, state).mean
+        torch.testing.assert_close(step, replace(second, order=1).transition(toy, state).mean, rtol=0, atol=0)
+        state = second.resume(toy, original)
+        step = second.transition(toy, state).mean
+        assert not torch.allclose(step, replace(second, order=1).transition(toy, state).mean)
+
+
+@pytest.mark.parametrize("sampler", [first_order(3), first_order(3, guidance=2.0)], ids=str)
+def test_the_divergence_against_finite_differences(sampler: Sampler):
+    """Through all steps: also the frozen model's prediction moves with the latents."""
+    chain = Chain(3, schedule=Cosine())
+    draws = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for weight in chain.parameters():
+            weight.add_(0.2 * torch.randn(weight.shape, generator=draws))
+    algorithm = Draft(chain, Along(), sampler, last=3, kl=1.0)
+    with_kl, _ = gradient(algorithm, PROMPTS, KEY)
+    without, _ = gradient(replace(algorithm, kl=0.0), PROMPTS, KEY)
+
+    def divergence() -> float:
+        return gradient(algorithm, PROMPTS, KEY)[1]["divergence"]
+
+    for number, weight in enumerate(chain.parameters()):
+        place, step = (0,) * weight.ndim, 1e-2
+        found_at = []
+        for change in (step, -2 * step, step):
+            with torch.no_grad():
+                weight[place] += change
+            found_at.append(divergence())
+        up, down, _ = found_at
+        found = (with_kl[number] - without[number])[place].item()
+        assert found == pytest.approx((up - down) / (2 * step), rel=0.02, abs=2e-3), number
+
+
+def test_with_cfg_plus_plus():
+    """On steps with CFG++ the clean estimate is another one, for DRaFT as for ReFL."""
+    sampler = Sampler(steps=4, guidance=1.5, plus_steps=(1, 3))
+    chain = Chain(4, schedule=Cosine())
+    with torch.no_grad():
+        chain.denoise = _told_apart(chain)  # pyright: ignore[reportAttributeAccessIssue]
+    slopes, _ = gradient(Draft(chain, Near(), sampler, last=3, micro_batch=2), PROMPTS, KEY, micro_batch=2)
+    samples = sampler.sample(chain, PROMPTS, KEY.fold("update", "noise"), differentiate_last=3)
+    plain = torch.autograd.grad(-Near()(samples).mean(), list(chain.parameters()), allow_unused=True)
+    same(slopes, [torch.zeros_like(s) if g is None else g for g, s in zip(plain, slopes, strict=True)])
+    for seed in range(20):
+        key = KEY.fold(seed)
+        refl = Refl(chain, Near(), sampler, objective=Maximise(), earliest=0.75)
+        assert refl.depth(key.fold("update", "depth")) == 1
+        same(gradient(refl, PROMPTS, key)[0], gradient(Draft(chain, Near(), sampler), PROMPTS, key)[0])
+        break
+
+
+def _told_apart(chain: Chain):
+    """A denoiser that hears the prompt: the unconditional half of a batch is estimated otherwise."""
+    original = chain.denoise
+
+    def denoise(noisy, t, condition):
+        half = torch.arange(len(noisy)) >= len(noisy) // 2
+        return original(noisy, t, condition) * torch.where(half, 0.5, 1.0)[:, None]
+
+    return denoise
+
+
+def test_an_item_that_is_dealt_twice_gets_another_noise():
+    seen = []
+    original = Sampler.start
+
+    def spy(self, generator, prompts, key, items):
+        state = original(self, generator, prompts, key, items)
+        seen.append(state.latents)
+        return state
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sampler, "start", spy)
+        Loop(rounds=1, pairs=4, updates=4, batch=3, lr=1e-3, sample_every=0).run(toy_draft(), ["both", "any"])
+    assert len(torch.cat(seen).unique(dim=0)) == 12
+
+
+def test_depths_and_windows_differ_between_updates():
+    depths, windows = [], []
+    algorithm = AlignProp(
+        Toy(schedule=Flow()), InstanceCrop(Alignment(ToyEncoder())), Sampler(steps=6), truncation="uniform"
+    )
+    depth = AlignProp.depth
+
+    def note_depth(self, key):
+        depths.append(depth(self, key))
+        return depths[-1]
+
+    def note_window(self, values, places):
+        windows.append(places)
+        return values
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AlignProp, "depth", note_depth)
+        patch.setattr(InstanceCrop, "window", note_window)
+        Loop(rounds=4, pairs=2, updates=3, batch=2, lr=1e-3, sample_every=0).run(algorithm, ["both"])
+    assert len(set(depths)) > 1
+    assert len(torch.cat(windows).unique()) == 24
+
+
 def test_every_update_generates_anew():
     seen = []
 
@@ -369,6 +511,18 @@ def test_every_update_generates_anew():
         patch.setattr(Sampler, "start", spy)
         Loop(rounds=2, pairs=4, updates=3, batch=4, lr=1e-3, sample_every=0).run(algorithm, ["both"])
     assert len(torch.cat(seen).unique(dim=0)) == 2 * 3 * 4
+
+
+@dataclass(frozen=True)
+class Flat(InstanceReward[Tensor], DifferentiableReward[Tensor]):
+    """1, whatever the item."""
+
+    def encode(self, samples: Samples) -> Tensor:
+        assert isinstance(samples.media, Tensor)
+        return samples.media[:, 0]
+
+    def score(self, features: Tensor) -> Tensor:
+        return features * 0 + 1
 
 
 @dataclass(frozen=True)
@@ -435,8 +589,7 @@ def test_wrong_arguments_are_refused():
     refuse("earliest in", lambda: Refl(chain, near, sampler, earliest=1.0))
     refuse("scale above 0 in algorithm.objective", lambda: Maximise(0.0))
     refuse("finite value in algorithm.objective", lambda: Capped(float("inf")))
-    impossible = AlignProp(Chain(4), near, sampler, mean=0.01, deviation=1e-6)
-    refuse("to allow 1 <= tau < 4", lambda: impossible.tau(KEY))
+    refuse("to give 1 <= tau < 4 now and then", lambda: AlignProp(chain, near, sampler, mean=0.01, deviation=1e-6))
 
 
 @pytest.mark.parametrize("kind", [Draft, DraftLv, AlignProp, Refl], ids=lambda kind: kind.__name__)

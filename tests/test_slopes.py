@@ -26,7 +26,7 @@ from dragontune.generators.pretrained import load
 from dragontune.media.audio import Audio
 from dragontune.reference import Reference
 from dragontune.rewards.alignment import Alignment
-from dragontune.rewards.base import Reward
+from dragontune.rewards.base import DifferentiableReward, DistributionReward, Reward
 from dragontune.rewards.combine import DifferentiableSum, Parts, Sum
 from dragontune.rewards.crop import Crop, InstanceCrop, SetCrop
 from dragontune.rewards.diversity import Vendi
@@ -151,6 +151,18 @@ def test_bf16_changes_little_and_leaves_weights_in_float32(place: Path, name: st
     assert 0 < difference < 0.2
 
 
+@pytest.mark.parametrize("name", ["set frechet", "vendi"])
+def test_a_set_through_another_sample_rate(place: Path, name: str):
+    """Both passes resample by the same filter."""
+    generator, reward = load(str(place / "stable")), rewards(place)[name]
+    latents = 0.5 * Key(0).normal(range(COUNT), generator.latent_shape)
+    prompts = tuple(PROMPTS[i % 4] for i in range(COUNT))
+    leaf = latents.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(-reward(Samples(prompts, leaf, generator.decode(leaf))), leaf)
+    found = Judge(generator, reward, Maximise(), 2).slopes(prompts, latents, torch.arange(COUNT), Key(1))
+    close(found.slope / COUNT, expected, 5e-5)
+
+
 def test_only_the_adapter_gets_gradients(place: Path):
     generator = load(str(place / "music"), Lora(rank=2))
     algorithm = Draft(generator, rewards(place)["vendi"], Sampler(steps=3), last=2)  # pyright: ignore
@@ -213,6 +225,26 @@ def test_floats_and_rebuilt_are_inverse():
     assert torch.equal(again.members["b"].frames, torch.ones(3, 2, 2))
     assert again.members["n"] is column.members["n"]
     assert isinstance(again, Parts)
+
+
+@dataclass(frozen=True)
+class Waves(DistributionReward[Tensor], DifferentiableReward[Tensor]):
+    """Complex features."""
+
+    def encode(self, samples: Samples) -> Tensor:
+        assert isinstance(samples.media, Tensor)
+        return torch.fft.fft(samples.media.tanh())
+
+    def score(self, features: Tensor) -> Tensor:
+        return features.abs().var(0).sum() + (features.mean(0) * (1 + 2j)).real.sum()
+
+
+def test_complex_features():
+    points = Key(0).normal(range(COUNT), (2,))
+    leaf = points.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(-Waves()(Samples(("",) * COUNT, leaf, leaf)), leaf)
+    found = Judge(Toy(), Waves(), Maximise(), 2).slopes(("",) * COUNT, points, torch.arange(COUNT), Key(1))
+    close(found.slope / COUNT, expected)
 
 
 # processes
@@ -310,6 +342,7 @@ def test_crops_refuse_what_they_cannot_do():
         (lambda: InstanceCrop(Tempo()), "expected a DifferentiableReward in InstanceCrop, got Tempo"),
         (lambda: InstanceCrop(Together()), "use SetCrop"),
         (lambda: SetCrop(Along()), "use InstanceCrop"),
+        (lambda: DifferentiableSum({"some": InstanceCrop(Along())}), "put the sum into a SetCrop"),
     ):
         with pytest.raises(InputError, match=said):
             make()

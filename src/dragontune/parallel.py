@@ -18,6 +18,11 @@ def is_main() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def processes() -> int:
+    """How many there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def share(count: int) -> Int[Tensor, " k"]:
     """The consecutive part of 0 .. count - 1 that is this process's work."""
     numbers = torch.arange(count)

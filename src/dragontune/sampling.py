@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from math import inf, log, pi
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dragontune.data import Rows, Samples
@@ -22,10 +22,22 @@ from dragontune.seeding import Key
 
 @dataclass(frozen=True, eq=False)
 class Estimates(Rows):
-    """The clean estimates of a step, which the next second-order step extrapolates from."""
+    """The clean estimates of a step, which the next second-order step extrapolates from, if they are `known`."""
 
     guided: Float[Tensor, " n *latent"]
     unconditional: Float[Tensor, " n *latent"]
+    known: Bool[Tensor, " n"]
+
+    @classmethod
+    def none(cls, latents: Float[Tensor, " n *latent"]) -> "Estimates":
+        """Where no step was taken before: the next one is of first order."""
+        nothing = torch.zeros_like(latents)
+        return cls(nothing, nothing, torch.zeros(len(latents), dtype=torch.bool))
+
+    @classmethod
+    def of(cls, guided: Float[Tensor, " n *latent"], unconditional: Float[Tensor, " n *latent"]) -> "Estimates":
+        """Those of a step."""
+        return cls(guided, unconditional, torch.ones(len(guided), dtype=torch.bool))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +64,7 @@ class Stop(Rows):
     latents: Float[Tensor, " n *latent"]
     step: Int[Tensor, " n"]
     item: Int[Tensor, " n"]
+    known: Bool[Tensor, " n"]
     guided: Float[Tensor, " n *latent"] | None
     unconditional: Float[Tensor, " n *latent"] | None
 
@@ -137,8 +150,7 @@ class Sampler:
         noise = key.fold("start").normal(item, generator.latent_shape).to(generator.device)
         latents = generator.schedule.sigma(torch.ones(1)).item() * noise
         condition, unconditional = self.conditions(generator, prompts)
-        nothing = Estimates(torch.zeros_like(latents), torch.zeros_like(latents))
-        return State(latents, condition, unconditional, torch.zeros_like(item), item, nothing)
+        return State(latents, condition, unconditional, torch.zeros_like(item), item, Estimates.none(latents))
 
     def conditions(self, generator: Generator, prompts: Sequence[str]) -> tuple[Rows, Rows | None]:
         """What the network is told of each prompt, and of none (None where guidance is off)."""
@@ -151,20 +163,24 @@ class Sampler:
         first_order = self.order == 1 or bool((state.step == self.steps - 1).all())
         guided = None if first_order else state.history.guided.detach()
         unconditional = None if first_order or not self.plus_steps else state.history.unconditional.detach()
-        return Stop(tuple(prompts), state.latents.detach(), state.step, state.item, guided, unconditional)
+        known = state.history.known
+        return Stop(tuple(prompts), state.latents.detach(), state.step, state.item, known, guided, unconditional)
 
     def resume(self, generator: Generator, stop: Stop) -> State:
         """Go on from where `pause` was called."""
         condition, unconditional = self.conditions(generator, stop.prompts)
-        nothing = torch.zeros_like(stop.latents)
-        known = (nothing if kept is None else kept for kept in (stop.guided, stop.unconditional))
-        return State(stop.latents, condition, unconditional, stop.step, stop.item, Estimates(*known))
+        history = Estimates.none(stop.latents)
+        if stop.guided is not None:
+            history = Estimates(
+                stop.guided, stop.guided if stop.unconditional is None else stop.unconditional, stop.known
+            )
+        return State(stop.latents, condition, unconditional, stop.step, stop.item, history)
 
     def transition(self, generator: Generator, state: State) -> Transition:
         """The distribution of the next state. Rows may be at different steps."""
         x, c = state.latents, self._coefficients(generator, state)
         conditional, free = self._estimates(generator, state)
-        history = Estimates(free + self.guidance * (conditional - free), free) if self.guided else Estimates(free, free)
+        history = Estimates.of(free + self.guidance * (conditional - free) if self.guided else free, free)
         clean, base, previous = history.guided, history.guided, state.history.guided
         if self.plus_steps:
             plus = expand(torch.isin(state.step, torch.tensor(self.plus_steps)).to(x.device), x)
@@ -230,7 +246,7 @@ class Sampler:
         std = s[k + 1] if self.eta == inf else torch.minimum(self.eta * ancestral, s[k + 1])
         keep = (s[k + 1] ** 2 - std**2).clamp(min=0).sqrt() / s[k]
         h, h_before = half_log_snr[k + 1] - half_log_snr[k], half_log_snr[k] - half_log_snr[(k - 1).clamp(min=0)]
-        multistep = (k > 0) & (k < self.steps - 1) & (self.order == 2)
+        multistep = (k > 0) & (k < self.steps - 1) & (self.order == 2) & state.history.known
         extrapolation = torch.where(multistep, h / (2 * h_before), 0.0)
         keep, alpha, alpha_next, extrapolation = (expand(v.to(x), x) for v in (keep, a[k], a[k + 1], extrapolation))
         return _Coefficients(keep, alpha, alpha_next, extrapolation, std.to(x))

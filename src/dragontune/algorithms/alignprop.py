@@ -6,15 +6,17 @@ checkpoints at evaluation, which `generate --adapter A:0.5 B:0.5` does for any a
 """
 
 from dataclasses import dataclass
+from itertools import count
 from math import isfinite
+from statistics import NormalDist
 from typing import Literal
 
 from dragontune.algorithms.draft import Draft
 from dragontune.errors import InputError
 from dragontune.seeding import Key
 
-TRIES = 10_000
-"""Draws before giving up; the fields are checked so that one in a hundred is accepted."""
+RAREST = 0.01
+"""How often a draw must be accepted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,11 @@ class AlignProp(Draft):
             raise InputError(
                 f"expected AlignProp's deviation above 0 and up to 1, got {self.deviation}; the paper's is 0.1"
             )
+        if self.truncation == "gaussian" and self._accepted() < RAREST:
+            raise InputError(
+                f"expected AlignProp's mean and deviation to give 1 <= tau < {self.sampler.steps} now and then, got "
+                f"{self.mean} and {self.deviation}, which hardly ever do; raise deviation or use truncation: fixed"
+            )
         if self.last != 1:
             raise InputError(
                 f"expected no last for AlignProp, which draws the number of steps, got {self.last}; remove it, or use "
@@ -58,15 +65,17 @@ class AlignProp(Draft):
         if self.truncation == "uniform":
             return 1 + int(key.uniform([0]).item() * (steps - 1))
         if self.truncation == "fixed":
-            return min(max(1, int(self.mean * steps)), steps - 1)
-        for number in range(TRIES):
+            return min(max(1, int(self.mean * steps + 1e-9)), steps - 1)
+        for number in count():
             found = int(steps * (self.mean + self.deviation * key.normal([number], (1,)).item()))
             if 1 <= found < steps:
                 return found
-        raise InputError(
-            f"expected AlignProp's mean and deviation to allow 1 <= tau < {steps}, got none in {TRIES} draws; raise "
-            "deviation or use truncation: fixed"
-        )
+        raise AssertionError("a draw is accepted sooner or later")
+
+    def _accepted(self) -> float:
+        """The probability that the first draw of the Gaussian is."""
+        law, steps = NormalDist(self.mean, self.deviation), self.sampler.steps
+        return law.cdf(1) - law.cdf(1 / steps)
 
     def depth(self, key: Key) -> int:
         """T - tau."""

@@ -19,8 +19,8 @@ Metrics = Mapping[str, float]
 COUNTS = ("generations", "denoiser_calls", "gradient_calls", "decodes", "encodes")
 """Metrics that count, by item: the loop adds them up over the updates of a round, where it averages all others.
 
-`gradient_calls` are the evaluations of the denoiser that are differentiated, `denoiser_calls` all others that make
-generations.
+`gradient_calls` are the evaluations of the denoiser that are differentiated, `denoiser_calls` all others, those of the
+frozen model among them. What is computed again on the way back, to save memory, is not counted.
 """
 
 

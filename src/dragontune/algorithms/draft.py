@@ -26,7 +26,7 @@ from dragontune.errors import InputError
 from dragontune.generators.base import Generator
 from dragontune.parallel import gather_rows, share
 from dragontune.rewards import standardise
-from dragontune.rewards.base import DifferentiableReward
+from dragontune.rewards.base import DifferentiableReward, DistributionReward
 from dragontune.sampling import Estimates, Sampler, State, Stop
 from dragontune.schedule import expand
 from dragontune.seeding import Key
@@ -46,6 +46,8 @@ class Tail(Rows):
 
     stop: Stop
     slopes: Slopes
+    weight: Float[Tensor, " n"]
+    """In the mean reward that is logged: none for the renoised copies, so that it is that of the generations."""
     key: Key
     counts: Mapping[str, float]
 
@@ -107,15 +109,16 @@ class Draft(Algorithm[Asked, Tail]):
     def prepare(self, batch: Asked, key: Key) -> Tail:
         """Generate, judge, and find where the reward pulls each item. Shared among the processes."""
         depth = self.depth(key.fold("depth"))
+        batch = Asked(batch.prompts, _distinct(batch.item))
         own = batch[share(len(batch))]
         stop, ends = self._generate(own, depth, key.fold("noise"))
         counts = self._counts(len(batch), depth)
         judge = Judge(self.generator, self.reward, self.objective, self.micro_batch)
-        tails = [self._tail(judge, stop, ends, key, counts)]
+        tails = [self._tail(judge, stop, ends, key, counts, 1 + self.renoised)]
         for number in range(1, self.renoised + 1):
             again = self._renoise(stop, ends, int(batch.item.max() + 1) * number, key.fold("again", number))
             noised = [self._finish(part, key.fold("noise"))[0] for part in again.chunks(self.micro_batch)]
-            tails.append(self._tail(judge, again, torch.cat(noised), key, counts))
+            tails.append(self._tail(judge, again, torch.cat(noised), key, counts, 0))
         return gather_rows(Tail.join(tails))
 
     def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
@@ -128,14 +131,20 @@ class Draft(Algorithm[Asked, Tail]):
         latents, divergence = self._finish(batch.stop, batch.key)
         losses = batch.slopes.loss.to(latents) + _pulled(latents, batch.slopes.slope)
         loss = (losses + self.kl * divergence).mean()
-        metrics = {"reward": batch.slopes.score.mean().item(), **batch.counts}
+        metrics = {"reward": (batch.weight * batch.slopes.score).mean().item(), **batch.counts}
         return loss, metrics | ({"divergence": divergence.mean().item()} if self.kl else {})
 
     def _tail(
-        self, judge: Judge, stop: Stop, ends: Float[Tensor, " n *latent"], key: Key, counts: Mapping[str, float]
+        self,
+        judge: Judge,
+        stop: Stop,
+        ends: Float[Tensor, " n *latent"],
+        key: Key,
+        counts: Mapping[str, float],
+        weight: int,
     ) -> Tail:
         slopes = judge.slopes(stop.prompts, ends, stop.item, key.fold("judge"))
-        return Tail(stop, slopes, key.fold("noise"), counts)
+        return Tail(stop, slopes, torch.full((len(stop),), float(weight)), key.fold("noise"), counts)
 
     def _generate(self, batch: Asked, depth: int, key: Key) -> tuple[Stop, Float[Tensor, " n *latent"]]:
         """All items of this process, a micro-batch at a time."""
@@ -151,11 +160,12 @@ class Draft(Algorithm[Asked, Tail]):
         return stop, self._finish(stop, key)[0]
 
     def _renoise(self, stop: Stop, ends: Float[Tensor, " n *latent"], offset: int, key: Key) -> Stop:
-        """The results, noised to the level before the last steps; no gradients pass."""
+        """The results, noised to the level before the last steps, of which the first is then of first order."""
         schedule = self.generator.schedule
         t = schedule.times(self.sampler.steps)[stop.step].to(ends)
         noise = key.normal(stop.item, ends.shape[1:]).to(ends)
-        return replace(stop, latents=schedule.diffuse(ends, noise, t), item=stop.item + offset)
+        noisy = schedule.diffuse(ends, noise, t)
+        return replace(stop, latents=noisy, item=stop.item + offset, known=torch.zeros_like(stop.known))
 
     def _finish(self, stop: Stop, key: Key) -> tuple[Float[Tensor, " n *latent"], Float[Tensor, " n"]]:
         """The last steps, and their mean divergence from the frozen model's."""
@@ -173,7 +183,7 @@ class Draft(Algorithm[Asked, Tail]):
         """A step whose activations are computed again on the way back, so that only one step's are kept at a time."""
 
         def step(latents: Tensor, guided: Tensor, unconditional: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            given = replace(state, latents=latents, history=Estimates(guided, unconditional))
+            given = replace(state, latents=latents, history=Estimates(guided, unconditional, state.history.known))
             ahead, more = self._step(given, key)
             return ahead.latents, ahead.history.guided, ahead.history.unconditional, more
 
@@ -186,19 +196,19 @@ class Draft(Algorithm[Asked, Tail]):
             use_reentrant=False,
             preserve_rng_state=False,
         )
-        return state.move(latents, Estimates(guided, unconditional)), more
+        return state.move(latents, Estimates.of(guided, unconditional)), more
 
     def _step(self, state: State, key: Key) -> tuple[State, Float[Tensor, " n"]]:
         """One step and its divergence."""
         move = self.sampler.transition(self.generator, state)
-        return state.move(move.draw(key), move.history), self._divergence(state, move.history.guided)
+        return state.move(move.draw(key), move.history), self._divergence(state, move.clean)
 
     def _divergence(self, state: State, clean: Float[Tensor, " n *latent"]) -> Float[Tensor, " n"]:
         """Half the mean squared difference of the predicted noise from the frozen model's."""
         if not (self.kl and torch.is_grad_enabled()):
             return clean.new_zeros(len(clean))
-        with torch.no_grad(), self.generator.reference():
-            frozen = self.sampler.transition(self.generator, state).history.guided
+        with self.generator.reference():
+            frozen = self.sampler.transition(self.generator, state).clean
         schedule = self.generator.schedule
         t = schedule.times(self.sampler.steps)[state.step].to(clean)
         ratio = expand(schedule.alpha(t) / schedule.sigma(t).clamp(min=1e-3), clean)
@@ -206,13 +216,16 @@ class Draft(Algorithm[Asked, Tail]):
 
     def _counts(self, items: int, depth: int) -> dict[str, float]:
         """What an update on `items` prompts costs."""
-        branches, media, judged = 1 + self.sampler.guided, self.reward.needs_media, items * (1 + self.renoised)
+        branches, judged = 1 + self.sampler.guided, items * (1 + self.renoised)
+        calls = self.sampler.calls(items) + items * self.renoised * depth * branches
+        frozen = judged * depth * branches if self.kl else 0
+        looks = judged * (2 if isinstance(self.reward, DistributionReward) else 1)
         return {
             "generations": float(items),
-            "denoiser_calls": float(self.sampler.calls(items) + items * self.renoised * depth * branches),
+            "denoiser_calls": float(calls + frozen),
             "gradient_calls": float(judged * depth * branches),
-            "decodes": float(judged) if media else 0.0,
-            "encodes": float(judged),
+            "decodes": float(looks) if self.reward.needs_media else 0.0,
+            "encodes": float(looks),
         }
 
 
@@ -221,6 +234,12 @@ class DraftLv(Draft):
     """DRaFT-LV: `renoised` results more of each item, for the price of their last steps (Clark et al. 2024, alg. 1)."""
 
     renoised: int = 2
+
+
+def _distinct(item: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """An item that was dealt twice gets another number, and so another noise, the second time."""
+    earlier = (item[:, None] == item).tril(-1).sum(1)
+    return item + earlier * (item.max() + 1)
 
 
 def _pulled(latents: Float[Tensor, " n *latent"], slope: Float[Tensor, " n *latent"]) -> Float[Tensor, " n"]:

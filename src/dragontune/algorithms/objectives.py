@@ -53,6 +53,11 @@ class Target(Objective):
     def __post_init__(self) -> None:
         _check(self.scale, self.value)
 
+    @property
+    def capped(self) -> bool:
+        """At `value`."""
+        return True
+
     def losses(self, scores: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
         """The distances to the target."""
         return self.scale * (scores - self.value).abs()

@@ -22,7 +22,7 @@ class Refl(Draft):
 
     The default objective is the paper's, made for ImageReward's scale, on which 2 is very good: set its `value` for
     rewards on another. The paper generates without guidance, as `Sampler` does by default. `last` and `renoised` are
-    not used.
+    not used. The reward in the log is that of the estimates, not that of finished generations.
 
     >>> Refl(generator, Alignment(TinyClap()), objective=Capped(0.8))
     """
@@ -47,11 +47,11 @@ class Refl(Draft):
     def _finish(self, stop: Stop, key: Key) -> tuple[Float[Tensor, " n *latent"], Float[Tensor, " n"]]:
         """The clean estimate at the stop."""
         state = self.sampler.resume(self.generator, stop)
-        clean = self.sampler.transition(self.generator, state).history.guided
+        clean = self.sampler.transition(self.generator, state).clean
         return clean, self._divergence(state, clean)
 
     def _counts(self, items: int, depth: int) -> dict[str, float]:
         """Sampling ends at the stop, whose evaluation is made twice: to be judged, and with gradients."""
         branches = 1 + self.sampler.guided
-        done = self.sampler.steps - depth + 1
+        done = self.sampler.steps - depth + (2 if self.kl else 1)
         return super()._counts(items, 1) | {"denoiser_calls": float(items * done * branches)}

@@ -22,7 +22,7 @@ from dragontune.algorithms.objectives import Objective
 from dragontune.data import Media, Rows, Samples, join_columns
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.generators.base import Generator
-from dragontune.parallel import gather_rows, share
+from dragontune.parallel import add_up, gather_rows, share
 from dragontune.rewards.base import DifferentiableReward, DistributionReward, Features, Reward
 from dragontune.rewards.crop import Crop
 from dragontune.seeding import Key
@@ -78,6 +78,14 @@ class Judge:
         media = self._decode(latents) if reward.needs_media else None
         return reward.encode(Samples(prompts, latents, media))
 
+    @torch.enable_grad()
+    def _features(
+        self, prompts: tuple[str, ...], latents: Float[Tensor, " n *latent"], items: Int[Tensor, " n"], key: Key
+    ) -> Features:
+        """Without gradients, but on the way that gradients take: resampling, for one, has two."""
+        found = self._encode(prompts, latents.detach().requires_grad_(), items, key)
+        return rebuilt(found, iter([each.detach() for each in floats(found)]))
+
     def _decode(self, latents: Float[Tensor, " n *latent"]) -> Media:
         """With gradients, its activations are computed again on the way back, once the encoder's are gone."""
         if not torch.is_grad_enabled():
@@ -95,8 +103,7 @@ class Judge:
 
     def _pull(self, given: Sequence[tuple[tuple[str, ...], Tensor, Tensor]], key: Key) -> "_Pull":
         """The score of the set of all processes, and the gradient of its loss with respect to every item's features."""
-        with torch.no_grad():
-            features = gather_rows(join_columns([self._encode(*one, key) for one in given]))
+        features = gather_rows(join_columns([self._features(*one, key) for one in given]))
         leaves = [each.detach().requires_grad_() for each in floats(features)]
         with torch.enable_grad():
             score = self.reward.score(rebuilt(features, iter(leaves)))
@@ -128,8 +135,8 @@ class Judge:
             score, loss = score.detach().cpu(), loss.detach().cpu()
         else:
             score, loss = pull.score, pull.loss
-            whole = torch.stack([_product(*pair) for pair in zip(floats(pull.features), floats(features), strict=True)])
-            whole = whole.sum()
+            pairs = zip(floats(pull.features), floats(features), strict=True)
+            whole = torch.stack([_product(*pair).double().cpu() for pair in pairs]).sum()
             self._check_flow(whole)
         (slope,) = torch.autograd.grad(whole, leaf, allow_unused=True)
         if slope is None:
@@ -141,15 +148,21 @@ class Judge:
             raise InputError(self._without_gradient("none"))
 
     def _check(self, found: Slopes, prompts: Sequence[str]) -> None:
-        for what, values in (("score", found.score[:, None]), ("gradient", found.slope.flatten(1))):
-            bad = ~values.isfinite().all(1)
-            if bad.any():
-                item = int(bad.nonzero()[0])
+        """All processes say the same, or one would wait for ever for another that has stopped."""
+        columns = {"score": found.score[:, None], "gradient": found.slope.flatten(1)}
+        bad = {what: ~values.isfinite().all(1) for what, values in columns.items()}
+        seen = torch.tensor([bad["score"].sum(), bad["gradient"].sum(), found.slope.any(), found.loss.any()])
+        add_up([seen])
+        scores, gradients, slopes, losses = seen.tolist()
+        for what, count in (("score", scores), ("gradient", gradients)):
+            if count:
+                rows = bad[what].nonzero()[:, 0].tolist()
+                where = f"item {rows[0]} ({prompts[rows[0]]!r})" if rows else "an item of another process"
                 raise NonFiniteError(
-                    f"the {what} of {self.reward.label} is NaN or infinite for item {item} ({prompts[item]!r}); look "
-                    "at reward, and at how loud, short or silent that item is"
+                    f"the {what} of {self.reward.label} is NaN or infinite for {where}; look at reward, and at how "
+                    "loud, short or silent that item is"
                 )
-        if not found.slope.any() and not (self.objective.capped and not found.loss.any()):
+        if not slopes and not (self.objective.capped and not losses):
             raise InputError(self._without_gradient("0 for every item"))
 
     def _without_gradient(self, got: str) -> str:
@@ -169,10 +182,10 @@ class _Pull(Rows):
 
 
 def floats(column: Any) -> Iterator[Tensor]:  # noqa: ANN401 - a column is of any kind
-    """The tensors of real numbers in features or media, in a fixed order."""
+    """The tensors of real or complex numbers in features or media, in a fixed order."""
     match column:
         case Tensor():
-            if column.is_floating_point():
+            if column.is_floating_point() or column.is_complex():
                 yield column
         case Rows():
             for field in fields(column):
@@ -188,7 +201,7 @@ def rebuilt(column: Any, tensors: Iterator[Tensor]) -> Any:  # noqa: ANN401 - an
     """The same features or media with other tensors in the places of `floats`."""
     match column:
         case Tensor():
-            return next(tensors) if column.is_floating_point() else column
+            return next(tensors) if column.is_floating_point() or column.is_complex() else column
         case Rows():
             return type(column)(*(rebuilt(getattr(column, field.name), tensors) for field in fields(column)))
         case dict():
@@ -199,7 +212,8 @@ def rebuilt(column: Any, tensors: Iterator[Tensor]) -> Any:  # noqa: ANN401 - an
 
 def _product(pull: Tensor, features: Tensor) -> Float[Tensor, ""]:
     """The sum of products; the pull may be padded to longer items than are here, with zeros."""
-    return (pull[tuple(slice(length) for length in features.shape)] * features).sum()
+    product = pull[tuple(slice(length) for length in features.shape)].conj() * features
+    return product.real.sum() if product.is_complex() else product.sum()
 
 
 def check_differentiable(reward: Reward, algorithm: object) -> None:

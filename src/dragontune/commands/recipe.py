@@ -8,16 +8,18 @@ from typing import Any, get_type_hints
 import torch
 
 from dragontune.algorithms.base import Algorithm
+from dragontune.algorithms.draft import Draft
 from dragontune.data import Samples
 from dragontune.embedded import locate
 from dragontune.errors import InputError
-from dragontune.evaluation.evaluate import Evaluation
+from dragontune.evaluation.evaluate import TARGET, Evaluation
 from dragontune.evaluation.generations import Progress
 from dragontune.evaluation.guard import Guard, Lookout
 from dragontune.generators.adapters import Lora
 from dragontune.generators.base import Generator
 from dragontune.generators.pipeline import Precision
 from dragontune.generators.pretrained import load
+from dragontune.rewards import standardise
 from dragontune.rewards.base import InstanceReward, Reward
 from dragontune.seeding import Key
 from dragontune.training.loop import Loop
@@ -56,6 +58,16 @@ class Recipe:
             )
         algorithm = self.algorithm(load(self.model, self.lora, precision=self.precision), self.reward)
         check_fit(type(algorithm), self.reward)
+        if isinstance(algorithm, Draft) and self.loop.batch < self.reward.minimum:
+            raise InputError(
+                f"expected loop.batch of at least {self.reward.minimum}, which {self.reward.label} needs to score a "
+                f"set, got {self.loop.batch}; raise it"
+            )
+        if self.guard and standardise.learns(self.reward) and TARGET not in self.guard.rewards:
+            raise InputError(
+                f"expected a {TARGET} under guard.rewards beside a reward with standardise: running, whose scales "
+                "change while the guard compares, got none; name one with fixed scales"
+            )
         if not any(True for _ in algorithm.parameters()):
             raise InputError("expected an adapter to tune, got a model without one; set lora")
         return algorithm

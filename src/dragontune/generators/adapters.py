@@ -232,6 +232,7 @@ def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 def _put(network: nn.Module, config: LoraConfig, weights: dict[str, Tensor], source: str | Path) -> None:
     """What `load` does with what it has read from `source`."""
     config.inference_mode = False
+    config.lora_dropout = 0.0  # noise belongs to items here, and what is computed twice must be the same
     config.init_lora_weights = True  # other starts may touch the base weights; what is loaded replaces any start
     if not (attached(network) and _key(_config(network)) == _key(config)):
         detach(network)

@@ -18,6 +18,7 @@ from dragontune.distances.swaps import Means, Swaps, Total
 from dragontune.errors import InputError
 from dragontune.rewards import standardise
 from dragontune.rewards.base import DifferentiableReward, DistributionReward, Features, InstanceReward, Reward
+from dragontune.rewards.crop import Crop
 from dragontune.rewards.standardise import Adaptive, Spread, State, halves_spread, inside, items_spread, outside, place
 from dragontune.seeding import Key
 
@@ -224,7 +225,10 @@ class Sum(Weighted, DistributionReward[Parts]):
 
 @dataclass(frozen=True, eq=False)
 class DifferentiableSum(Sum, DifferentiableReward):
-    """`Sum` whose score has gradients, for algorithms that follow them: every member is a `DifferentiableReward`."""
+    """`Sum` whose score has gradients, for algorithms that follow them: every member is a `DifferentiableReward`.
+
+    To score windows of the items, put the sum into a `SetCrop`.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -233,6 +237,11 @@ class DifferentiableSum(Sum, DifferentiableReward):
                 raise InputError(
                     f"expected DifferentiableRewards in DifferentiableSum, got {name!r} ({reward.label}), through "
                     "which no gradients pass; remove it, or use Sum with Dragon"
+                )
+            if isinstance(reward, Crop):
+                raise InputError(
+                    f"expected a crop around the DifferentiableSum, got {name!r} ({type(reward).__name__}) as a "
+                    "member; put the sum into a SetCrop"
                 )
 
     def score(self, features: Parts) -> Float[Tensor, ""]:

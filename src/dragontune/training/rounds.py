@@ -14,7 +14,8 @@ from torch import nn
 
 from dragontune.algorithms.base import COUNTS, Algorithm
 from dragontune.data import Rows
-from dragontune.parallel import add_up, share
+from dragontune.errors import InputError
+from dragontune.parallel import add_up, processes, share
 from dragontune.seeding import Key
 from dragontune.training import guard
 from dragontune.training.checkpoint import Record
@@ -58,6 +59,11 @@ class Rounds:
         if "reward" in collected:
             guard.finite("reward", collected["reward"], number + 1)
         size = min(self.batch, len(experience))
+        if size < processes():
+            raise InputError(
+                f"expected at least as many rows in a batch as there are processes ({processes()}), got {size}; raise "
+                "loop.batch and loop.pairs, or start fewer processes"
+            )
         steps: list[Mapping[str, float]] = []
         for update in range(self.updates):
             rows = torch.tensor(deal(key.fold("rows"), len(experience), update * size, size))
