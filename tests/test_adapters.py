@@ -147,6 +147,19 @@ def test_saved_adapters_are_the_same_bytes_and_load_in_place(tmp_path, x):
     assert all(a is b for a, b in zip(weights, adapters.parameters(fresh), strict=True))
 
 
+def test_an_adapter_that_was_trained_with_dropout_is_loaded_without(tmp_path, x):
+    """What is computed twice must be the same."""
+    network = net(Lora(rank=2, alpha=3))
+    move(network)
+    adapters.save(network, tmp_path, "toy")
+    config = json.loads((tmp_path / adapters.CONFIG_FILE).read_text())
+    (tmp_path / adapters.CONFIG_FILE).write_text(json.dumps(config | {"lora_dropout": 0.5}))
+    fresh = net(None)
+    adapters.load(fresh, tmp_path)
+    torch.testing.assert_close(fresh(x), network(x))
+    assert torch.equal(fresh(x), fresh(x))
+
+
 @pytest.mark.parametrize("present", [None, Lora(rank=3, targets=("layers.0",))])
 def test_an_adapter_of_another_shape_takes_the_place_of_the_present_one(tmp_path, x, present):
     network = net(Lora(rank=2, alpha=3))

@@ -183,6 +183,21 @@ def test_diversity_is_watched_with_no_reward_at_all(prompts):
     assert diversity(frames) == pytest.approx(diversity(frames.unflatten(2, (5, 10))))
 
 
+def test_the_diversity_that_must_be_left_is_a_share_of_the_untuned_models(prompts):
+    asked = guard(prompts, least_diversity=0.9)
+    untuned = {"rewards": {"near": 1.0}, "diversity": 10.0}
+    assert asked.failed(untuned, {"rewards": {"near": 1.0}, "diversity": 9.01}) == []
+    assert asked.failed(untuned, {"rewards": {"near": 1.0}, "diversity": 8.99}) == ["diversity"]
+
+
+@pytest.mark.parametrize("before", [2.0, -2.0])
+def test_the_tolerance_is_a_share_of_the_untuned_value_whatever_its_sign(prompts, before):
+    asked = guard(prompts, tolerance=0.1)
+    untuned = {"rewards": {"near": before}, "diversity": 1.0}
+    for change, failed in ((-0.19, []), (-0.21, ["near"]), (5.0, [])):
+        assert asked.failed(untuned, {"rewards": {"near": before + change}, "diversity": 1.0}) == failed
+
+
 def test_what_a_look_measures(prompts):
     """Tones: the adapter adds 1 to every latent, so that at scale g the pitch rises by g on the same noise."""
     generator, sampler = Tones(shift=1.0), Sampler(steps=30)
@@ -537,6 +552,19 @@ def test_a_bad_guard_in_a_recipe(workplace, capsys, old, new, words):
         sentence = refused(capsys, *verb)
         assert all(word in sentence for word in words), sentence
     assert not list(workplace.glob("new/*"))
+
+
+def test_a_target_whose_scales_are_learnt_must_be_named(workplace, capsys):
+    """The guard compares with the untuned model, which takes one reward from the first look to the last."""
+    text = (workplace / "recipe.yaml").read_text()
+    start, end = text.index("reward:"), text.index("algorithm:")
+    inner = "class_path: Alignment, init_args: {encoder: {class_path: TinyClap, init_args: {model: clap}}}"
+    learning = (
+        f"reward: {{class_path: InstanceSum, init_args: {{rewards: {{a: {{{inner}}}}}, standardise: running}}}}\n"
+    )
+    (workplace / "learning.yaml").write_text(text[:start] + learning + text[end:])
+    sentence = refused(capsys, "tune", "learning.yaml", "--out", "new")
+    assert "expected a target under guard.rewards" in sentence
 
 
 def test_a_guarded_run_from_the_command_line(workplace, capsys):
