@@ -17,7 +17,7 @@ from dragontune.rewards.base import InstanceReward
 from dragontune.rewards.combine import InstanceSum
 from dragontune.rewards.diversity import Vendi
 from dragontune.sampling import Sampler
-from dragontune.schedule import Flow
+from dragontune.schedule import Cosine, Flow
 from dragontune.seeding import Key
 from dragontune.testing import Toy, ToyEncoder
 from dragontune.training.loop import Loop
@@ -106,6 +106,28 @@ def test_steps_with_hardly_any_noise_are_left_out():
     assert moves.stop.step.tolist() == [0, 1] * 20
     with pytest.raises(InputError, match=r"got 1000.0 for steps with at most"):
         collected(ddpo(least_noise=1000.0))
+
+
+def test_noise_is_little_beside_the_data_where_the_step_leads():
+    """`least_noise` is a share of alpha at the end of the step, not at its start."""
+    toy, schedule = Toy(schedule=Cosine()), Cosine()
+    sampler = Sampler(steps=6, order=1, eta=1.0)
+    times = schedule.times(6)
+    state = sampler.start(toy, ["any"], Key(0), [0])
+    shares = []
+    for step in range(6):
+        move = sampler.transition(toy, state)
+        shares.append((move.std[0] / schedule.alpha(times)[step + 1]).item())
+        state = state.move(move.draw(Key(0)), move.history)
+    limit = (shares[2] + shares[3]) / 2
+    expected = [step for step, share in enumerate(shares) if share > limit]
+    moves = collected(ddpo(toy, sampler=sampler, least_noise=limit))
+    assert sorted(moves.stop.step.unique().tolist()) == expected
+
+
+def test_one_generation_alone_is_no_comparison():
+    with pytest.raises(InputError, match="two generations or more to compare"):
+        collected(ddpo(group=1), ["any"])
 
 
 def test_rounds_repeat_and_differ():

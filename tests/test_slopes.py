@@ -1,5 +1,6 @@
 """Gradients of rewards, of single items and of whole sets, carried to latents a micro-batch at a time."""
 
+import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from chains import Along, Chain, Near, Together, first_order, gradient
 from dragontune import cli
 from dragontune.algorithms.draft import Draft
 from dragontune.algorithms.objectives import Capped, Maximise, Objective
+from dragontune.algorithms.refl import Refl
 from dragontune.algorithms.slopes import Judge, floats, rebuilt
 from dragontune.data import Samples
 from dragontune.encoders.base import Embeddings, Encoder
@@ -385,7 +387,7 @@ def test_a_recipe_with_a_black_box_is_refused(tmp_path, monkeypatch, capsys, alg
         said = capsys.readouterr().err
         assert said.count("\n") == 1
         assert f"expected a DifferentiableReward as reward of {algorithm}, got Tempo" in said
-        assert "choose another reward" in said
+        assert "choose another reward, or" in said
     assert not (tmp_path / "runs" / "black-box" / "checkpoints").exists()
 
 
@@ -412,6 +414,68 @@ def test_wrong_numbers_in_a_recipe(tmp_path, monkeypatch, capsys, fields: str, s
     assert error.count("\n") == 1
     assert said in error
     assert "Traceback" not in error
+
+
+def test_crops_and_sums_in_a_recipe(tmp_path, monkeypatch, capsys):
+    """Also: each member of a sum is in the log."""
+    make_workplace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    clap = "encoder: {class_path: TinyClap, init_args: {model: clap}}"
+    frechet = f"{{class_path: SetFrechet, init_args: {{{clap}, exemplars: real}}}}"
+    alignment = f"{{class_path: Alignment, init_args: {{{clap}}}}}"
+    both = f"{{class_path: DifferentiableSum, init_args: {{rewards: {{set: {frechet}, fit: {alignment}}}}}}}"
+    for number, reward in enumerate(
+        (
+            both,
+            f"{{class_path: SetCrop, init_args: {{share: 0.5, reward: {both}}}}}",
+            f"{{class_path: InstanceCrop, init_args: {{share: 0.5, reward: {alignment}}}}}",
+        )
+    ):
+        text = RECIPE.replace("{class_path: REWARD}", reward).replace("ALGORITHM", "Draft")
+        (tmp_path / f"{number}.yaml").write_text(text)
+        assert cli.run(["tune", f"{number}.yaml"]) == 0, capsys.readouterr().err
+    (record,) = map(json.loads, (tmp_path / "runs" / "0" / "log.jsonl").read_text().splitlines())
+    members = [record["metrics"][f"member_{name}"] for name in ("set", "fit")]
+    assert sum(members) == pytest.approx(record["reward"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "reward", "said"),
+    [
+        ("Draft", "{class_path: Sum, init_args: {rewards: {a: {class_path: Tempo}}}}", "use DifferentiableSum"),
+        ("Draft", "{class_path: Tempo}", "or Dragon, Vard or Ddpo as algorithm"),
+        (
+            "Vard",
+            "{class_path: SetFrechet, init_args: {encoder: {class_path: Latents}, exemplars: real}}",
+            "whole sets",
+        ),
+        ("Ddpo", "{class_path: Vendi, init_args: {encoder: {class_path: Latents}}}", "expected an InstanceReward"),
+    ],
+)
+def test_the_way_out_is_named(tmp_path, monkeypatch, capsys, algorithm: str, reward: str, said: str):
+    make_workplace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    text = RECIPE.replace("{class_path: REWARD}", reward).replace("ALGORITHM", algorithm)
+    (tmp_path / "wrong.yaml").write_text(text.replace("{steps: 3}", "{steps: 3, order: 1, eta: 1.0}"))
+    capsys.readouterr()
+    assert cli.run(["tune", "wrong.yaml"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert said in error
+
+
+def test_an_objective_in_a_recipe_is_the_one_that_is_named(tmp_path, monkeypatch):
+    """Nothing of ReFL's default is left in it."""
+    make_workplace(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    reward = "{class_path: Alignment, init_args: {encoder: {class_path: TinyClap, init_args: {model: clap}}}}"
+    text = RECIPE.replace("{class_path: REWARD}", reward).replace("ALGORITHM", "Refl")
+    objective = "sampler: {steps: 3}, objective: {class_path: Capped, init_args: {value: 0.7}}"
+    (tmp_path / "refl.yaml").write_text(text.replace("sampler: {steps: 3}", objective))
+    recipe, _, _ = cli._read_recipe(tmp_path / "refl.yaml", [])
+    made = recipe.build()
+    assert isinstance(made, Refl)
+    assert made.objective == Capped(0.7, 1.0)
 
 
 def test_a_whole_run_from_a_recipe(tmp_path, monkeypatch):

@@ -37,6 +37,14 @@ def vard(toy: Toy | None = None, reward: InstanceReward | None = None, **setting
     return Vard(toy or Toy(), reward or Linear(), **{**small, **settings})
 
 
+@dataclass(frozen=True)
+class Noise(Linear):
+    """A number that nothing but the item itself tells, and that no network can guess."""
+
+    def score(self, features: Tensor) -> Tensor:
+        return (features * 1e6).sin()
+
+
 def begun(algorithm: Vard, prompts=PROMPTS) -> Climb:
     algorithm.memory().clear()
     return algorithm.prepare(algorithm.collect(prompts, Key(0))[0], Key(1))
@@ -244,6 +252,57 @@ def test_a_constant_reward_teaches_nothing():
     assert loss.isfinite()
     assert metrics["value"] == pytest.approx(1, abs=0.5)
     assert algorithm.memory()["fit"].tolist() == [0, 0, 0]
+
+
+def test_steps_are_taken_anew_in_every_update():
+    """With noise that is neither that of the generation nor that of another update."""
+    algorithm = vard(sampler=SAMPLERS["ancestral"])
+    rows, _ = algorithm.collect(PROMPTS, Key(0))
+    keys = [algorithm.prepare(rows, Key(seed)).key for seed in (1, 2)]
+    assert len({rows.key, *keys}) == 3
+
+
+def test_the_step_that_is_trained_is_guided_as_the_sampler_is():
+    """At the frozen model the divergence is 0 whatever the guidance; moved, it is that of guided steps."""
+    toy = nudged()
+    found = []
+    for guidance in (1.0, 3.0):
+        sampler = Sampler(steps=4, guidance=guidance)
+        algorithm = vard(toy, sampler=sampler, kl=1.0)
+        batch = begun(algorithm)
+        _, metrics = algorithm.loss(batch)
+        state = replace(sampler, order=1).resume(toy, batch.stop)
+        move = replace(sampler, order=1).transition(toy, state)
+        with torch.no_grad(), toy.reference():
+            frozen = replace(sampler, order=1).transition(toy, state)
+        std = ancestral_std(toy.schedule, 4)[batch.stop.step].clamp(min=algorithm.floor * algorithm._value().spread)
+        off = (move.mean - frozen.mean).square().sum(1) / (2 * std.float() ** 2)
+        assert metrics["divergence"] == pytest.approx(off.mean().item(), rel=1e-4)
+        found.append(metrics["divergence"])
+    assert found[1] != pytest.approx(found[0], rel=1e-2)
+
+
+@pytest.mark.parametrize("kl", [0.0, 0.5])
+def test_a_round_costs_what_was_said(kl: float):
+    """Also the evaluations of the frozen model."""
+    algorithm = vard(kl=kl, sampler=Sampler(steps=4, guidance=2.0))
+    loop = Loop(rounds=2, pairs=4, updates=3, batch=5, lr=1e-3, sample_every=0)
+    metrics = loop.run(algorithm, PROMPTS)[-1]["metrics"]
+    for name, count in algorithm.budget(4, 5, 3).items():
+        assert metrics[name] == count, name
+
+
+def test_where_there_is_nothing_to_learn_the_value_stays_the_mean():
+    """And one is told."""
+    algorithm = vard(reward=Noise(), value_rollouts=60, value_steps=60, value_lr=1e-2)
+    with pytest.warns(UserWarning, match="predicts Noise of held-out rollouts no better than their mean"):
+        _, metrics = algorithm.collect(PROMPTS, Key(0))
+    assert 0 <= metrics["value_fit_r2"] < 0.05
+
+
+def test_a_text_in_place_of_a_file_of_prompts_is_refused():
+    with pytest.raises(InputError, match="expected an existing path"):
+        vard(value_prompts="a slow air for the flute, " * 20).collect(PROMPTS, Key(0))
 
 
 def test_refreshing_learns_from_the_model_as_it_is():

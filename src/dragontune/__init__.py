@@ -72,7 +72,9 @@ _HOME = {
     "Maximise": "algorithms.objectives",
     "Target": "algorithms.objectives",
     "Capped": "algorithms.objectives",
+    "ImageRewardLoss": "algorithms.objectives",
     "Loop": "training.loop",
+    "Guard": "evaluation.guard",
     "evaluate": "evaluation.evaluate",
 }
 

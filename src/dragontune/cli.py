@@ -182,8 +182,9 @@ def _generate(argv: list[str]) -> None:
 
     adapters = tuple(Adapter.read(text) for text in given.adapter)
     # not their rewards, whose files need not be here
+    bases = [(adapter, adapter.base) for adapter in adapters]
     runs = [(adapter, read_yaml(adapter.recipe)) for adapter in adapters if adapter.recipe.is_file()]
-    model = given.model or common_model([(adapter, settings.get("model")) for adapter, settings in runs])
+    model = given.model or common_model([(adapter, settings.get("model")) for adapter, settings in runs] or bases)
     if model is None:
         raise InputError("expected a model to generate with, got none; add --model, such as --model tiny-music")
     wanted = {"steps": given.steps, "guidance": given.guidance}

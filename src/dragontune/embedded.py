@@ -18,7 +18,7 @@ def locate(path: str | Path) -> Path:
         InputError: there is nothing under that name in either place.
     """
     path = Path(path).expanduser()
-    if path.exists():
+    if _there(path):
         return path
     if not is_embedded(path):
         raise InputError(
@@ -35,6 +35,14 @@ def is_embedded(path: str | Path) -> bool:
     """Whether a path begins with the name of an embedded folder and stays inside it."""
     path = Path(path)
     return not path.is_absolute() and path.parts[:1] != () and path.parts[0] in NAMES and ".." not in path.parts
+
+
+def _there(path: Path) -> bool:
+    """A text that is too long for a path is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
 
 
 def _remedy(missing: Path) -> str:

@@ -27,8 +27,8 @@ from dragontune.sampling import Sampler, Stop
 from dragontune.schedule import expand
 from dragontune.seeding import Key
 
-SMALLEST_STD = 1e-6
-"""Added to a group's standard deviation: rewards that differ by less are as good as equal."""
+SMALLEST = 1e-6
+"""This share of a group's mean is added to its standard deviation: rewards that differ by less are as good as equal."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +93,11 @@ class Ddpo(Algorithm[Moves, Moves]):
     @torch.no_grad()
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Moves, Metrics]:
         """A group of generations for each prompt, their noisy steps and their advantages."""
+        if self.group * len(prompts) < 2:
+            raise InputError(
+                "expected two generations or more to compare in Ddpo, got group 1 and one prompt; raise "
+                "algorithm.group or loop.pairs"
+            )
         texts = [prompt for prompt in prompts for _ in range(self.group)]
         rollouts = Rollouts(self.generator, self.reward, self.sampler, self.micro_batch)
         moves, scores = rollouts(texts, key, self._learnt_from)
@@ -122,13 +127,16 @@ class Ddpo(Algorithm[Moves, Moves]):
         """How many standard deviations better than its group each is, within `most_advantage`; groups are adjacent."""
         groups = scores.view(-1, self.group) if self.group > 1 else scores[None]
         off = groups - groups.mean(1, keepdim=True)
-        relative = off / (groups.std(1, correction=0, keepdim=True) + SMALLEST_STD)
+        scale = SMALLEST * groups.mean(1, keepdim=True).abs() + 1e-30
+        relative = off / (groups.std(1, correction=0, keepdim=True) + scale)
         return relative.flatten().clamp(-self.most_advantage, self.most_advantage)
 
     def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
         """A group of each prompt, and each update's rows."""
         rollouts = Rollouts(self.generator, self.reward, self.sampler, self.micro_batch).counts(pairs * self.group)
-        return {**rollouts, "gradient_calls": float(updates * batch * (1 + self.sampler.guided))}
+        calls = float(updates * batch * (1 + self.sampler.guided))
+        frozen = calls if self.kl else 0.0
+        return {**rollouts, "denoiser_calls": rollouts["denoiser_calls"] + frozen, "gradient_calls": calls}
 
     @torch.no_grad()
     def prepare(self, batch: Moves, key: Key) -> Moves:
@@ -152,6 +160,7 @@ class Ddpo(Algorithm[Moves, Moves]):
             },
         )
         if self.kl:
+            metrics["denoiser_calls"] = metrics["gradient_calls"]
             with torch.no_grad(), self.generator.reference():
                 frozen = self.sampler.transition(self.generator, state).mean
             off = (move.mean - frozen) / expand(move.std, frozen)

@@ -49,7 +49,8 @@ class Tail(Rows):
     weight: Float[Tensor, " n"]
     """In the mean reward that is logged: none for the renoised copies, so that it is that of the generations."""
     key: Key
-    counts: Mapping[str, float]
+    numbers: Mapping[str, float]
+    """Of the whole batch, to log."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,13 +113,19 @@ class Draft(Algorithm[Asked, Tail]):
         batch = Asked(batch.prompts, _distinct(batch.item))
         own = batch[share(len(batch))]
         stop, ends = self._generate(own, depth, key.fold("noise"))
-        counts = self._counts(len(batch), depth)
         judge = Judge(self.generator, self.reward, self.objective, self.micro_batch)
-        tails = [self._tail(judge, stop, ends, key, counts, 1 + self.renoised)]
+        judged = [(stop, judge.slopes(stop.prompts, ends, stop.item, key.fold("judge")))]
         for number in range(1, self.renoised + 1):
             again = self._renoise(stop, ends, int(batch.item.max() + 1) * number, key.fold("again", number))
-            noised = [self._finish(part, key.fold("noise"))[0] for part in again.chunks(self.micro_batch)]
-            tails.append(self._tail(judge, again, torch.cat(noised), key, counts, 0))
+            noised = torch.cat([self._finish(part, key.fold("noise"))[0] for part in again.chunks(self.micro_batch)])
+            judged.append((again, judge.slopes(again.prompts, noised, again.item, key.fold("judge"))))
+        members = {f"member_{name}": score for name, score in judged[0][1].members.items()}
+        numbers = {**self._counts(len(batch), depth), **members}
+        weights = [torch.full((len(own),), float(weight)) for weight in (1 + self.renoised, *[0] * self.renoised)]
+        tails = [
+            Tail(one, replace(slopes, members={}), weight, key.fold("noise"), numbers)
+            for (one, slopes), weight in zip(judged, weights, strict=True)
+        ]
         return gather_rows(Tail.join(tails))
 
     def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
@@ -131,20 +138,8 @@ class Draft(Algorithm[Asked, Tail]):
         latents, divergence = self._finish(batch.stop, batch.key)
         losses = batch.slopes.loss.to(latents) + _pulled(latents, batch.slopes.slope)
         loss = (losses + self.kl * divergence).mean()
-        metrics = {"reward": (batch.weight * batch.slopes.score).mean().item(), **batch.counts}
+        metrics = {"reward": (batch.weight * batch.slopes.score).mean().item(), **batch.numbers}
         return loss, metrics | ({"divergence": divergence.mean().item()} if self.kl else {})
-
-    def _tail(
-        self,
-        judge: Judge,
-        stop: Stop,
-        ends: Float[Tensor, " n *latent"],
-        key: Key,
-        counts: Mapping[str, float],
-        weight: int,
-    ) -> Tail:
-        slopes = judge.slopes(stop.prompts, ends, stop.item, key.fold("judge"))
-        return Tail(stop, slopes, torch.full((len(stop),), float(weight)), key.fold("noise"), counts)
 
     def _generate(self, batch: Asked, depth: int, key: Key) -> tuple[Stop, Float[Tensor, " n *latent"]]:
         """All items of this process, a micro-batch at a time."""

@@ -65,7 +65,7 @@ class Target(Objective):
 
 @dataclass(frozen=True)
 class Capped(Objective):
-    """scale max(0, value - r): scores above the target are left alone (ReFL, Xu et al. 2023: 2 and 0.001)."""
+    """scale max(0, value - r): scores above the target are left alone."""
 
     value: float
     scale: float = 1.0
@@ -81,6 +81,20 @@ class Capped(Objective):
     def losses(self, scores: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
         """What is missing to the target."""
         return self.scale * (self.value - scores).relu()
+
+
+@dataclass(frozen=True)
+class ImageRewardLoss(Objective):
+    """0.001 max(0, 2 - r): ReFL's (Xu et al. 2023), for rewards on the scale of ImageReward."""
+
+    @property
+    def capped(self) -> bool:
+        """From 2 on."""
+        return True
+
+    def losses(self, scores: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """What is missing to 2, in thousandths."""
+        return 1e-3 * (2 - scores).relu()
 
 
 def _check(scale: float, value: float = 0.0) -> None:

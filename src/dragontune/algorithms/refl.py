@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dragontune.algorithms.draft import Draft
-from dragontune.algorithms.objectives import Capped, Objective
+from dragontune.algorithms.objectives import ImageRewardLoss, Objective
 from dragontune.errors import InputError
 from dragontune.sampling import Stop
 from dragontune.seeding import Key
@@ -20,14 +20,14 @@ from dragontune.seeding import Key
 class Refl(Draft):
     """The step is drawn evenly from those after the share `earliest` of all (the paper: 30 to 39 of 40).
 
-    The default objective is the paper's, made for ImageReward's scale, on which 2 is very good: set its `value` for
-    rewards on another. The paper generates without guidance, as `Sampler` does by default. `last` and `renoised` are
-    not used. The reward in the log is that of the estimates, not that of finished generations.
+    The default objective is the paper's, made for ImageReward's scale, on which 2 is very good: give another for
+    rewards on another scale. The paper generates without guidance, as `Sampler` does by default. `last` and `renoised`
+    are not used. The reward in the log is that of the estimates, not that of finished generations.
 
     >>> Refl(generator, Alignment(TinyClap()), objective=Capped(0.8))
     """
 
-    objective: Objective = field(default_factory=lambda: Capped(2.0, 1e-3))
+    objective: Objective = field(default_factory=ImageRewardLoss)
     earliest: float = 0.75
 
     def __post_init__(self) -> None:

@@ -17,6 +17,7 @@ from dragontune.generators.base import Generator
 from dragontune.parallel import gather_rows, share
 from dragontune.rewards import standardise
 from dragontune.rewards.base import Features, InstanceReward, Reward
+from dragontune.rewards.crop import Crop
 from dragontune.sampling import Sampler, Stop
 from dragontune.seeding import Key
 
@@ -106,6 +107,11 @@ def check_instance_reward(reward: Reward, algorithm: object) -> None:
         raise InputError(
             f"expected an InstanceReward as reward of {kind}, got {reward.label}, which scores whole sets; choose "
             "another reward, or Dragon as algorithm"
+        )
+    if isinstance(reward, Crop):
+        raise InputError(
+            f"expected a reward of whole items in {kind}, got {reward.label}; crops are for algorithms that follow "
+            "gradients, so give the reward itself"
         )
     if standardise.learns(reward):
         raise InputError(

@@ -8,8 +8,8 @@ all processes are gathered; each process carries back its own items. For a rewar
 left out.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from itertools import repeat
 from typing import Any
 
@@ -24,6 +24,7 @@ from dragontune.errors import InputError, NonFiniteError
 from dragontune.generators.base import Generator
 from dragontune.parallel import add_up, gather_rows, share
 from dragontune.rewards.base import DifferentiableReward, DistributionReward, Features, Reward
+from dragontune.rewards.combine import DifferentiableSum
 from dragontune.rewards.crop import Crop
 from dragontune.seeding import Key
 
@@ -38,6 +39,8 @@ class Slopes(Rows):
     score: Float[Tensor, " n"]
     loss: Float[Tensor, " n"]
     slope: Float[Tensor, " n *latent"]
+    members: Mapping[str, float] = field(default_factory=dict)
+    """The score of each member of a sum, in its own units."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +116,8 @@ class Judge:
         known = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
         count = len(features)
         score, loss = (value.detach().double().cpu().expand(count) for value in (score, loss))
-        return _Pull(score, loss, rebuilt(features, iter([count * each for each in known])))
+        members = self.reward.members(features) if isinstance(self.reward, DifferentiableSum) else {}
+        return _Pull(score, loss, rebuilt(features, iter([count * each for each in known])), members)
 
     @torch.enable_grad()
     def _carried(
@@ -141,7 +145,7 @@ class Judge:
         (slope,) = torch.autograd.grad(whole, leaf, allow_unused=True)
         if slope is None:
             raise InputError(self._without_gradient("none"))
-        return Slopes(score, loss, slope)
+        return Slopes(score, loss, slope, pull.members if pull is not None else {})
 
     def _check_flow(self, value: Tensor) -> None:
         if not value.requires_grad:
@@ -179,6 +183,7 @@ class _Pull(Rows):
     score: Float[Tensor, " n"]
     loss: Float[Tensor, " n"]
     features: Features
+    members: Mapping[str, float]
 
 
 def floats(column: Any) -> Iterator[Tensor]:  # noqa: ANN401 - a column is of any kind

@@ -18,6 +18,10 @@ from dragontune.schedule import Schedule, expand
 from dragontune.seeding import Key
 
 FREQUENCIES = 8
+NOTHING, PROMPT_NOTHING = 1e-7, 1e-4
+"""A spread below this share of the mean (of the vector's own spread, too) is rounding, in single precision."""
+MOST_PROMPT = 3.0
+"""Standard deviations that a prompt may differ from those that V was fitted to."""
 MOST_LOG_SNR = 12.0
 """Beyond it noise or data are as good as all there is; log-SNRs are infinite at both ends."""
 
@@ -64,10 +68,15 @@ class Value(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(key.generator().initial_seed())
             value = cls(clean.shape[1], data.prompt.shape[1], width, depth)
-        value.mean, value.std = data.score.mean(), _or_one(data.score.std(correction=0))
-        value.spread = _or_one(clean.std())
-        value.prompt_mean = data.prompt.mean(0)
-        value.prompt_std = _or_one((data.prompt - value.prompt_mean).square().mean(0).sqrt())
+        nn.init.zeros_(value.leave.weight)  # it starts as the mean, and stays there where nothing is learnt
+        nn.init.zeros_(value.leave.bias)
+        value.mean = data.score.mean()
+        value.std = _or_one(data.score.std(correction=0), NOTHING * value.mean.abs())
+        value.spread = _or_one(clean.std(), clean.new_zeros(()))
+        prompt = data.prompt.double()
+        mean, std = prompt.mean(0), prompt.std(0, correction=0)
+        value.prompt_mean = mean.float()
+        value.prompt_std = _or_one(std, PROMPT_NOTHING * (mean.abs() + prompt.std(correction=0))).float()
         return value.to(clean)
 
     @classmethod
@@ -92,7 +101,8 @@ class Value(nn.Module):
         scaled = latents / expand((alpha**2 + sigma**2).sqrt(), latents)
         x = self.enter(scaled.flatten(2) if latents.ndim > 2 else scaled[..., None])
         level = 2 * (alpha.clamp(min=1e-6).log() - sigma.clamp(min=1e-6).log())
-        told = torch.cat([_features(level), (prompt - self.prompt_mean) / self.prompt_std], 1)
+        asked = ((prompt - self.prompt_mean) / self.prompt_std).clamp(-MOST_PROMPT, MOST_PROMPT)
+        told = torch.cat([_features(level), asked], 1)
         scales, shifts = (
             self.film(functional.silu(self.told(told))).view(len(latents), 2, len(self.layers), -1).unbind(1)
         )
@@ -128,7 +138,8 @@ class Regression:
         optimizer = torch.optim.Adam(value.parameters(), lr=self.lr)
         decks = ceil(self.steps * self.batch / len(data))
         cards = torch.cat([key.fold("rows", deck).permutation(len(data)) for deck in range(decks)])
-        best, kept, waited = inf, value.state_dict(), 0
+        best, waited = inf if held is None else mean_error(value, held, schedule, self.batch), 0
+        kept = value.state_dict() if held is None else {n: weight.clone() for n, weight in value.state_dict().items()}
         for step, rows in enumerate(cards[: self.steps * self.batch].split(self.batch), 1):
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * (1 - (step - 1) / self.steps)
@@ -168,6 +179,6 @@ def _features(level: Float[Tensor, " n"]) -> Float[Tensor, " n features"]:
     return torch.cat([level / MOST_LOG_SNR, angles.sin(), angles.cos()], 1)
 
 
-def _or_one(sizes: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
-    """1 where there is no spread to divide by."""
-    return torch.where(sizes > 1e-7, sizes, torch.ones_like(sizes))
+def _or_one(sizes: Float[Tensor, " *n"], nothing: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+    """1 where there is no spread to divide by, or none that is more than rounding."""
+    return torch.where(sizes > nothing, sizes, torch.ones_like(sizes))

@@ -11,6 +11,7 @@ extrapolates from the estimates of two steps, so that what is won at a step is t
 the latents alone does not see; a change that is the same at all steps does under both what a first-order step says.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
@@ -34,6 +35,8 @@ from dragontune.seeding import Key
 
 FEWEST_ROLLOUTS = 20
 """A fifth is held out."""
+LEAST_R2 = 0.05
+"""Of a fit to held-out rollouts: less may be the luck of having stopped at the best moment."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +81,8 @@ class Vard(Algorithm[Climb, Climb]):
     sampler: Sampler = field(default_factory=Sampler)
     kl: float = 0.01
     """Weight of |mean - mean_ref|^2 / (2 s^2), a sum over elements, with the ancestral sampler's s for every sampler. A
-    reward that is linear in the latents would rise by at most 1 / kl standard deviations."""
+    reward that is linear in the latents rises by about 1 / kl standard deviations under the ancestral sampler, by more
+    under deterministic ones of many steps."""
     floor: float = 0.1
     """Least s, in standard deviations of clean latents: the last steps of a sampler have next to none."""
     emphasis: float = 2.0
@@ -181,6 +185,7 @@ class Vard(Algorithm[Climb, Climb]):
             "gradient_calls": float(batch.total * (1 + self.sampler.guided)),
         }
         if self.kl:
+            metrics["denoiser_calls"] = metrics["gradient_calls"]
             with torch.no_grad(), self.generator.reference():
                 frozen = sampler.transition(self.generator, state).mean
             std = ancestral_std(schedule, self.sampler.steps)[batch.stop.step].to(frozen)
@@ -212,6 +217,12 @@ class Vard(Algorithm[Climb, Climb]):
         parts = (visits[held], visits[held[early]], visits[held[~early]])
         self._memory["fit"] = torch.tensor([explained(value, part, schedule, self.value_batch) for part in parts])
         self._memory["rounds"] = torch.tensor(0)
+        if self._memory["fit"][0] < LEAST_R2:
+            warnings.warn(
+                f"the value network predicts {self.reward.label} of held-out rollouts no better than their mean, so "
+                "there is nothing to climb; raise algorithm.value_rollouts, name value_prompts, or use Dragon",
+                stacklevel=2,
+            )
         return rollouts.counts(self.value_rollouts)
 
     def _asked(self) -> list[str]:

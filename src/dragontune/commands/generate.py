@@ -9,6 +9,7 @@ from pathlib import Path
 from dragontune.commands import media
 from dragontune.commands.media import Item
 from dragontune.errors import InputError, InterruptedRun
+from dragontune.generators.adapters import CONFIG_FILE
 from dragontune.generators.base import Generator
 from dragontune.generators.pretrained import load
 from dragontune.media.audio import Audio
@@ -65,6 +66,23 @@ class Adapter:
     def recipe(self) -> Path:
         """The recipe, if this is a run's folder."""
         return Path(self.folder) / "recipe.yaml"
+
+    @property
+    def base(self) -> str | None:
+        """The model that peft's configuration names, if it names one.
+
+        Raises:
+            InputError: there is no such folder.
+        """
+        if not Path(self.folder).is_dir():
+            raise InputError(
+                f"expected a run's folder or an adapter's, got {self.folder}, which is none; check the path (a weight "
+                "after a colon is a number)"
+            )
+        try:
+            return json.loads((self.weights / CONFIG_FILE).read_text()).get("base_model_name_or_path")
+        except (OSError, ValueError, AttributeError):
+            return None
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def sentence(text: str) -> str:
     if found := re.search(r"unrecognized arguments: (\S+)", text):
         name = found[1].lstrip("-").split("=")[0]
         return f"expected a known option or field, got --{name}{near(name.split('.')[-1], _fields())}"
-    if found := re.search(r"arguments are required: ([\w., -]+)", text):
+    if found := re.search(r"arguments are required: ([\w.]+(?:, [\w.]+)*)", text):
         return f"expected {found[1].strip()} in {place}, got nothing; add it"
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
         if found[1] in _classes():

@@ -21,6 +21,7 @@ from dragontune.generators.pipeline import Precision
 from dragontune.generators.pretrained import load
 from dragontune.rewards import standardise
 from dragontune.rewards.base import InstanceReward, Reward
+from dragontune.rewards.combine import InstanceSum, Sum
 from dragontune.seeding import Key
 from dragontune.training.loop import Loop
 from dragontune.training.tracking import Tracker
@@ -154,8 +155,17 @@ def check_fit(algorithm: object, reward: Reward) -> None:
         return
     wanted = get_type_hints(algorithm)["reward"]
     if not isinstance(reward, wanted):
-        others = "" if issubclass(wanted, InstanceReward) else ", such as Dragon, Vard or Ddpo, which need no gradients"
+        article = "an" if wanted.__name__.startswith("I") else "a"
         raise InputError(
-            f"expected a {wanted.__name__} as reward of {algorithm.__name__}, got {reward.label}, which is none; "
-            f"choose another reward or another algorithm{others}"
+            f"expected {article} {wanted.__name__} as reward of {algorithm.__name__}, got {reward.label}, which is "
+            f"none; {_way_out(wanted, reward)}"
         )
+
+
+def _way_out(wanted: type, reward: Reward) -> str:
+    if issubclass(wanted, InstanceReward):
+        return "it scores whole sets, which Dragon can follow, and Draft where gradients pass"
+    if isinstance(reward, Sum | InstanceSum):
+        return "use DifferentiableSum, if gradients pass through all of its members, or Dragon"
+    others = "Dragon, Vard or Ddpo" if isinstance(reward, InstanceReward) else "Dragon"
+    return f"choose another reward, or {others} as algorithm, where none are needed"

@@ -32,7 +32,7 @@ class Crop(Reward[F]):
     heard at the same place.
     """
 
-    reward: Reward[F]
+    reward: Reward
     share: float = 0.25
     seed: int = 0
 

@@ -52,6 +52,7 @@ class Rounds:
         start, key = time.monotonic(), self.key.fold("round", number)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(number)
+        _enough("prompts a round", self.pairs)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         with torch.no_grad():
@@ -59,11 +60,7 @@ class Rounds:
         if "reward" in collected:
             guard.finite("reward", collected["reward"], number + 1)
         size = min(self.batch, len(experience))
-        if size < processes():
-            raise InputError(
-                f"expected at least as many rows in a batch as there are processes ({processes()}), got {size}; raise "
-                "loop.batch and loop.pairs, or start fewer processes"
-            )
+        _enough("rows in a batch", size)
         steps: list[Mapping[str, float]] = []
         for update in range(self.updates):
             rows = torch.tensor(deal(key.fold("rows"), len(experience), update * size, size))
@@ -106,6 +103,14 @@ class Rounds:
         totals["grad_norm"] = guard.finite("gradient norm", norm.item(), number + 1)
         self.optimizer.step()
         return totals
+
+
+def _enough(what: str, count: int) -> None:
+    if count < processes():
+        raise InputError(
+            f"expected at least as many {what} as there are processes ({processes()}), got {count}; raise loop.pairs "
+            "and loop.batch, or start fewer processes"
+        )
 
 
 def _summed(numbers: Mapping[str, float]) -> dict[str, float]:

@@ -143,10 +143,11 @@ def summary(history: Sequence[Record]) -> str:
     if not chosen.round:
         return "Handed over: an adapter that changes nothing, since no look of the guard found a better sound model"
     untuned = next(look["untuned"]["target"] for _, look in looks(history))
+    folded = " (multiplied in: use it at scale 1)" if chosen.scale != 1 else ""
     return (
         f"Handed over: the weights after round {chosen.round} of {history[-1]['round']}, at LoRA scale "
-        f"{chosen.scale:g}, the best sound candidate of {count} looks of the guard (target {chosen.target:.4g}, "
-        f"untuned {untuned:.4g}; higher is better)"
+        f"{chosen.scale:g}{folded}, the best sound candidate of {count} looks of the guard (target "
+        f"{chosen.target:.4g}, untuned {untuned:.4g}; higher is better)"
     )
 
 
