@@ -122,8 +122,12 @@ def test_colons_in_paths(workplace):
     assert json.loads((workplace / "three/generation.json").read_text())["adapters"][0]["folder"] == "runs/one:3"
 
 
-def test_folders_in_pefts_format_need_a_model_or_a_run_beside_them(workplace, capsys):
+def test_folders_in_pefts_format_say_themselves_which_model_they_are_for(workplace, capsys):
     shutil.copytree("runs/two/adapter", "two")
+    assert clip("--adapter", "two:0.5", out="alone") == clip("--model", "music", "--adapter", "two:0.5", out="told")
+    config = json.loads((workplace / "two/adapter_config.json").read_text())
+    (workplace / "two/adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    capsys.readouterr()
     assert cli.run(["generate", "--prompt", "x", "--out", "c", "--adapter", "two:0.5"]) == 2
     assert "--model" in capsys.readouterr().err
     mixed = clip("--adapter", "two:0.5", "runs/one:0.5", out="mixed")
@@ -158,8 +162,8 @@ def test_the_first_runs_sampler_is_used_and_another_is_mentioned(workplace, caps
         (["--adapter", ""], ["folder", "none"]),
         (["--adapter"], ["--adapter", "--help"]),
         (["--adapter", "runs/one", "--scale", "-1"], ["--scale", "-1"]),
-        (["--model", "music", "--adapter", "gone", "runs/one"], ["gone", "adapter_config.json"]),
-        (["--adapter", "runs/one", "gone:0.5"], ["gone", "adapter_config.json"]),
+        (["--model", "music", "--adapter", "gone", "runs/one"], ["gone", "check the path"]),
+        (["--adapter", "runs/one", "gone:0.5"], ["gone", "check the path"]),
         (["--adapter", "runs/one", "dora:0.5"], ["plain LoRA", "dora", "use_dora = True"]),
         (["--model", "music", "--adapter", "runs/one", "odd"], ["adapter for this model", "odd"]),
     ],
