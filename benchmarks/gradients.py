@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean
@@ -182,13 +181,8 @@ def cells(study: str) -> dict[str, list[dict[str, Any]]]:
 
 
 def reached(curve: list[dict[str, float]], watched: str, gain: float, what: str) -> float | None:
-    """Generations or seconds at which the reward has first risen by `gain`, between two points by a straight line."""
-    goal = curve[0][watched] + gain
-    for before, after in pairwise(curve):
-        if after[watched] >= goal:
-            share = (goal - before[watched]) / (after[watched] - before[watched])
-            return before[what] + max(0.0, share) * (after[what] - before[what])
-    return None
+    """Generations or seconds at the first judged point at which the reward has risen by `gain`: at most so many."""
+    return next((point[what] for point in curve[1:] if point[watched] >= curve[0][watched] + gain), None)
 
 
 def report(study: str) -> None:
@@ -210,14 +204,14 @@ def report(study: str) -> None:
         if other not in found:
             continue
         gain = mean(part["curve"][-1][watched] - part["curve"][0][watched] for part in found[other])
-        print(f"\nGenerations (processor seconds) to reach the mean gain of {other} at its end, {gain:.4f}, by seed:")
+        print(f"\nGenerations (processor seconds) after which the gain of {other}, {gain:.4f}, is seen, by seed:")
         spent = mean(part["curve"][-1]["generations"] for part in found[other])
         for name, parts in found.items():
             curves = [part["curve"] for part in parts]
             needed = [tuple(reached(c, watched, gain, what) for what in ("generations", "seconds")) for c in curves]
             said = ", ".join("never" if a is None else f"{a:.0f} ({b:.0f} s)" for a, b in needed)
             known = [a for a, _ in needed if a is not None]
-            ratio = f": {spent / mean(known):.1f} times fewer" if len(known) == len(needed) else ""
+            ratio = f": {spent / mean(known):.1f} times fewer" if len(known) == len(needed) and name != other else ""
             print(f"  {name}: {said}{ratio}")
     plot(study, found)
 
