@@ -21,6 +21,7 @@ from dragontune.schedule import Cosine, Flow
 from dragontune.seeding import Key
 from dragontune.testing import Toy, ToyEncoder
 from dragontune.training.loop import Loop
+from dragontune.training.run_folder import RunFolder
 from fakes import Tones
 
 PROMPTS = ["left", "right", "any", "other", "left"]
@@ -305,6 +306,15 @@ def test_a_yes_or_no_is_enough():
     assert history[-1]["reward"] > 0.7
     assert history[0]["metrics"]["gradient_calls"] == 4 * 64
     assert history[0]["metrics"]["generations"] == 128
+
+
+def test_resuming_gives_the_same_bits(tmp_path: Path):
+    loop = Loop(rounds=4, pairs=3, updates=2, batch=8, lr=1e-2, sample_every=0)
+    whole, parts = ddpo(Toy()), ddpo(Toy())
+    loop.run(whole, PROMPTS, RunFolder(tmp_path / "whole"))
+    replace(loop, rounds=2).run(ddpo(Toy()), PROMPTS, RunFolder(tmp_path / "parts"))
+    loop.run(parts, PROMPTS, RunFolder(tmp_path / "parts"))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ class Objective(ABC):
 
     @property
     def capped(self) -> bool:
-        """Whether there are scores at which it asks for nothing more."""
-        return False
+        """Whether it asks for nothing more where its loss is 0."""
+        return True
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,11 @@ class Maximise(Objective):
 
     def __post_init__(self) -> None:
         _check(self.scale)
+
+    @property
+    def capped(self) -> bool:
+        """It always asks for more."""
+        return False
 
     def losses(self, scores: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
         """Minus the scores."""
@@ -53,11 +58,6 @@ class Target(Objective):
     def __post_init__(self) -> None:
         _check(self.scale, self.value)
 
-    @property
-    def capped(self) -> bool:
-        """At `value`."""
-        return True
-
     def losses(self, scores: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
         """The distances to the target."""
         return self.scale * (scores - self.value).abs()
@@ -73,11 +73,6 @@ class Capped(Objective):
     def __post_init__(self) -> None:
         _check(self.scale, self.value)
 
-    @property
-    def capped(self) -> bool:
-        """From `value` on."""
-        return True
-
     def losses(self, scores: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
         """What is missing to the target."""
         return self.scale * (self.value - scores).relu()
@@ -87,14 +82,9 @@ class Capped(Objective):
 class ImageRewardLoss(Objective):
     """0.001 max(0, 2 - r): ReFL's (Xu et al. 2023), for rewards on the scale of ImageReward."""
 
-    @property
-    def capped(self) -> bool:
-        """From 2 on."""
-        return True
-
     def losses(self, scores: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
         """What is missing to 2, in thousandths."""
-        return 1e-3 * (2 - scores).relu()
+        return Capped(2.0, 1e-3).losses(scores)
 
 
 def _check(scale: float, value: float = 0.0) -> None:

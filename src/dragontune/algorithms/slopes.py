@@ -90,9 +90,7 @@ class Judge:
         return rebuilt(found, iter([each.detach() for each in floats(found)]))
 
     def _decode(self, latents: Float[Tensor, " n *latent"]) -> Media:
-        """With gradients, its activations are computed again on the way back, once the encoder's are gone."""
-        if not torch.is_grad_enabled():
-            return self.generator.decode(latents)
+        """Its activations are computed again on the way back, once the encoder's are gone."""
         kept = list[Media]()
 
         def decode(given: Tensor) -> tuple[Tensor, ...]:
