@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dragontune.sampling import Sampler, State
+from dragontune.process import State
+from dragontune.sampling import Sampler
 from dragontune.schedule import Cosine, Edm, Flow, Schedule, expand
 from dragontune.seeding import Key
 from dragontune.testing import Toy

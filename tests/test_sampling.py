@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dragontune.data import Rows
 from dragontune.errors import InputError
-from dragontune.generators.base import Generator
-from dragontune.sampling import Sampler, State
+from dragontune.process import State
+from dragontune.sampling import Sampler
 from dragontune.schedule import Cosine, Edm, Flow, Schedule, expand
 from dragontune.seeding import Key
 from dragontune.testing import Toy
@@ -246,8 +246,13 @@ def test_only_the_last_steps_carry_gradients():
 def test_steering_visiting_and_not_decoding():
     toy, seen = Toy(), []
 
-    def steer(sampler: Sampler, generator: Generator, state: State, key: Key) -> State:
-        return sampler.advance(generator, state, key)
+    def steer(process, generator, prompts, key, items, visit=seen.append) -> State:
+        state = process.start(generator, prompts, key, items)
+        for _ in range(process.steps):
+            visit(state)
+            state = process.advance(generator, state, key)
+        visit(state)
+        return state
 
     steered = Sampler(steps=4).sample(toy, ["left"], Key(0), steer=steer, visit=seen.append, decode=False)
     assert steered.media is None

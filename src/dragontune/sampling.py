@@ -5,17 +5,18 @@ First order: DDIM and Euler (eta 0), ancestral (eta 1), ping-pong (eta inf). Sec
 arXiv 2406.08070). Left out: Heun and third-order solvers, dynamic thresholding.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import inf, log, pi
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dragontune.data import Rows, Samples
+from dragontune.data import Rows
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
+from dragontune.process import Move, ReverseProcess, State
 from dragontune.schedule import expand
 from dragontune.seeding import Key
 
@@ -41,22 +42,6 @@ class Estimates(Rows):
 
 
 @dataclass(frozen=True, eq=False)
-class State(Rows):
-    """Partly denoised latents, each with its condition, how many steps it has taken and which item it is."""
-
-    latents: Float[Tensor, " n *latent"]
-    condition: Rows
-    unconditional: Rows | None
-    step: Int[Tensor, " n"]
-    item: Int[Tensor, " n"]
-    history: Estimates
-
-    def move(self, latents: Float[Tensor, " n *latent"], history: Estimates) -> "State":
-        """One step on."""
-        return replace(self, latents=latents, step=self.step + 1, history=history)
-
-
-@dataclass(frozen=True, eq=False)
 class Stop(Rows):
     """A `State` to come back to: prompts in place of their conditions, and of the history what is still needed."""
 
@@ -70,7 +55,7 @@ class Stop(Rows):
 
 
 @dataclass(frozen=True, eq=False)
-class Transition(Rows):
+class Transition(Move[Estimates]):
     """p(x_next | x) = N(mean, std^2) and the clean estimate behind it."""
 
     mean: Float[Tensor, " n *latent"]
@@ -101,7 +86,7 @@ MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
-class Sampler:
+class Sampler(ReverseProcess):
     """Walk from noise to clean latents.
 
     `guidance` is the classifier-free scale (1: off). `eta` is the noise put back at each first-order step: 0 none, 1 as
@@ -140,15 +125,24 @@ class Sampler:
         """Whether the unconditional estimate is needed."""
         return self.guidance != 1 or bool(self.plus_steps)
 
+    @property
+    def random_steps(self) -> int:
+        """All but the last, if `eta` is not 0."""
+        return self.steps - 1 if self.eta else 0
+
     def calls(self, count: int) -> int:
         """Evaluations of the denoiser, counted by item, for `count` items."""
         return count * self.steps * (2 if self.guided else 1)
 
+    def noise(self, generator: Generator, key: Key, items: Int[Tensor, " n"]) -> Float[Tensor, " n *latent"]:
+        """Gaussian noise at t = 1, one stream an item."""
+        noise = key.fold("start").normal(items, generator.latent_shape).to(generator.device)
+        return generator.schedule.sigma(torch.ones(1)).item() * noise
+
     def start(self, generator: Generator, prompts: Sequence[str], key: Key, items: Sequence[int]) -> State:
-        """Noise at t = 1, one stream an item."""
+        """States at t = 1, without a step before."""
         item = torch.tensor(list(items), dtype=torch.long)
-        noise = key.fold("start").normal(item, generator.latent_shape).to(generator.device)
-        latents = generator.schedule.sigma(torch.ones(1)).item() * noise
+        latents = self.noise(generator, key, item)
         condition, unconditional = self.conditions(generator, prompts)
         return State(latents, condition, unconditional, torch.zeros_like(item), item, Estimates.none(latents))
 
@@ -178,8 +172,17 @@ class Sampler:
 
     def transition(self, generator: Generator, state: State) -> Transition:
         """The distribution of the next state. Rows may be at different steps."""
+        return self.onward(generator, state, *self.estimates(generator, state))
+
+    def onward(
+        self,
+        generator: Generator,
+        state: State,
+        conditional: Float[Tensor, " n *latent"],
+        free: Float[Tensor, " n *latent"],
+    ) -> Transition:
+        """The distribution of the next state under clean estimates: with the prompt, and without."""
         x, c = state.latents, self._coefficients(generator, state)
-        conditional, free = self._estimates(generator, state)
         history = Estimates.of(free + self.guidance * (conditional - free) if self.guided else free, free)
         clean, base, previous = history.guided, history.guided, state.history.guided
         if self.plus_steps:
@@ -190,42 +193,7 @@ class Sampler:
         mean = c.keep * x + (c.alpha_next - c.alpha * c.keep) * ahead + c.alpha_next * (clean - base)
         return Transition(mean, c.std, clean, state.step, state.item, history)
 
-    def advance(self, generator: Generator, state: State, key: Key) -> State:
-        """One step: a draw from `transition`."""
-        move = self.transition(generator, state)
-        return state.move(move.draw(key), move.history)
-
-    def sample(
-        self,
-        generator: Generator,
-        prompts: Sequence[str],
-        key: Key,
-        *,
-        items: Sequence[int] | None = None,
-        steer: "Steer | None" = None,
-        differentiate_last: int = 0,
-        visit: Callable[[State], None] = lambda state: None,
-        decode: bool = True,
-    ) -> Samples:
-        """Generate one item a prompt.
-
-        `items` names the noise of each (default: its position), `steer` replaces `advance`, `visit` sees every state.
-        Only the last `differentiate_last` steps and the decoder carry gradients (0: nothing does).
-        """
-        numbers = range(len(prompts)) if items is None else items
-        advance = steer or Sampler.advance
-        with torch.no_grad():
-            state = self.start(generator, prompts, key, numbers)
-        for i in range(self.steps):
-            visit(state)
-            with torch.set_grad_enabled(i >= self.steps - differentiate_last):
-                state = advance(self, generator, state, key)
-        visit(state)
-        with torch.set_grad_enabled(differentiate_last > 0):
-            media = generator.decode(state.latents) if decode else None
-        return Samples(tuple(prompts), state.latents, media)
-
-    def _estimates(
+    def estimates(
         self, generator: Generator, state: State
     ) -> tuple[Float[Tensor, " n *latent"], Float[Tensor, " n *latent"]]:
         """The conditional and the unconditional clean estimate, in one call of the network; the same where unguided."""
@@ -261,7 +229,3 @@ class _Coefficients:
     alpha_next: Tensor
     extrapolation: Tensor
     std: Tensor
-
-
-Steer = Callable[[Sampler, Generator, State, Key], State]
-"""What may stand in for `Sampler.advance`: it chooses among candidate next states."""

@@ -48,3 +48,9 @@ class Key:
     def permutation(self, count: int) -> Int[Tensor, " count"]:
         """A random order of 0 .. count - 1."""
         return torch.randperm(count, generator=self.generator())
+
+
+def gumbels(key: Key, items: Int[Tensor, " n"], count: int) -> Float[Tensor, " n count"]:
+    """Standard Gumbel noise (float64, CPU), `count` numbers an item: the largest of log p + noise is a draw from p."""
+    uniform = torch.special.ndtr(key.normal(items, (count,)).double())
+    return -(-uniform.clamp(1e-300, 1 - 1e-16).log()).log()

@@ -25,9 +25,10 @@ from dragontune.data import Rows
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
 from dragontune.parallel import gather_rows, share
+from dragontune.process import State
 from dragontune.rewards import standardise
 from dragontune.rewards.base import DifferentiableReward, DistributionReward
-from dragontune.sampling import Estimates, Sampler, State, Stop
+from dragontune.sampling import Estimates, Sampler, Stop
 from dragontune.schedule import expand
 from dragontune.seeding import Key
 

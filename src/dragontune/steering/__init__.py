@@ -1,0 +1,1 @@
+"""Better samples from an untouched model: choose among what it might make, by any reward."""
