@@ -42,10 +42,9 @@ class Codec(ABC):
         """Latents to audio; gradients pass."""
 
 
-class PipelineGenerator(Generator):
-    """A generator of audio whose denoiser is `network` and whose latents are those of `codec`."""
+class Adapted(Generator):
+    """A generator whose denoiser is `network`, with an adapter, and which computes in `precision`."""
 
-    codec: Codec
     precision: Precision
 
     @property
@@ -56,15 +55,6 @@ class PipelineGenerator(Generator):
     def autocast(self) -> AbstractContextManager[object]:
         """Within it matrices are multiplied in `precision`."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
-    def decode(self, latents: Float[Tensor, " n *latent"]) -> Audio:
-        """Latents to audio; gradients pass."""
-        return self.codec.decode(latents)
-
-    def encode(self, media: Media) -> Float[Tensor, " n *latent"]:
-        """Audio to latents; longer clips are cut to the model's length, shorter ones end in silence."""
-        latents = self.codec.encode(fit(audio_of(media), self.codec, self.latent_shape[-1]))
-        return latents[..., : self.latent_shape[-1]]
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The adapter's weights."""
@@ -93,6 +83,21 @@ class PipelineGenerator(Generator):
     def rescale(self, gamma: float) -> None:
         """Multiply the adapter's change by `gamma` for good."""
         adapters.rescale(self.network, gamma)
+
+
+class PipelineGenerator(Adapted):
+    """A generator of audio whose latents are those of `codec`."""
+
+    codec: Codec
+
+    def decode(self, latents: Float[Tensor, " n *latent"]) -> Audio:
+        """Latents to audio; gradients pass."""
+        return self.codec.decode(latents)
+
+    def encode(self, media: Media) -> Float[Tensor, " n *latent"]:
+        """Audio to latents; longer clips are cut to the model's length, shorter ones end in silence."""
+        latents = self.codec.encode(fit(audio_of(media), self.codec, self.latent_shape[-1]))
+        return latents[..., : self.latent_shape[-1]]
 
 
 def frozen(network: N, device: torch.device) -> N:

@@ -16,9 +16,9 @@ from transformers.utils import logging as transformers_logging
 
 from dragontune.embedded import is_embedded, locate
 from dragontune.errors import InputError
-from dragontune.generators import adapters, stable_audio, tiny_music
+from dragontune.generators import adapters, sequences, stable_audio, tiny_music, token_music, wan
 from dragontune.generators.adapters import Lora
-from dragontune.generators.pipeline import Codec, PipelineGenerator, Precision
+from dragontune.generators.pipeline import Adapted, Codec, Precision
 
 INDEX = "model_index.json"
 HUB_FILES = [INDEX, "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt"]
@@ -28,19 +28,22 @@ HUB_FILES = [INDEX, "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt"]
 class Family:
     """How the pipelines of one class are opened."""
 
-    open_generator: Callable[[str, str, torch.device, Precision], PipelineGenerator]
+    open_generator: Callable[[str, str, torch.device, Precision], Adapted]
     open_codec: Callable[[str, torch.device], Codec]
 
 
 FAMILIES = {
     "TinyMusicPipeline": Family(tiny_music.open_generator, tiny_music.open_codec),
     "StableAudioPipeline": Family(stable_audio.open_generator, stable_audio.open_codec),
+    "WanPipeline": Family(wan.open_generator, wan.open_codec),
+    "LettersPipeline": Family(sequences.open_generator, sequences.open_codec),
+    "TokenMusicPipeline": Family(token_music.open_generator, token_music.open_codec),
 }
 
 
 def load(
     model: str, lora: Lora | None = None, device: str | torch.device = "auto", precision: Precision = "float32"
-) -> PipelineGenerator:
+) -> Adapted:
     """The generator, frozen; with `lora`, a fresh adapter that changes nothing yet.
 
     Args:
