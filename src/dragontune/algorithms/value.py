@@ -1,8 +1,8 @@
 """The value of noisy latents: a small network that predicts the reward of what a generator will make of them.
 
 Its minimum in mean squared error is E[r(x_0) | x_t, prompt], so that neither the reward nor the sampler needs a
-gradient. Left out: neighbourhoods in two dimensions (the axes after the channels are one row of positions), attention,
-and the soft value log E[exp(r / eta) | x_t].
+gradient; in exponential (LINEX) error it is the soft value alpha log E[exp(r(x_0) / alpha) | x_t, prompt]. Left out:
+neighbourhoods in two dimensions (the axes after the channels are one row of positions) and attention.
 """
 
 from dataclasses import dataclass
@@ -111,11 +111,22 @@ class Value(nn.Module):
             x = functional.avg_pool1d(x, 2, ceil_mode=True) + functional.silu(film)
         return self.leave(functional.silu(self.hidden(x.mean(2))))[:, 0]
 
-    def errors(self, data: Visits, schedule: Schedule) -> Float[Tensor, " n"]:
-        """Squared, in variances of the reward."""
-        return (self(data.latents, data.t, data.prompt, schedule) - (data.score - self.mean) / self.std).square()
+    def errors(self, data: Visits, schedule: Schedule, alpha: float = inf) -> Float[Tensor, " n"]:
+        """Squared, in variances of the reward; with a finite `alpha`, in units of the reward, LINEX (Varian 1975).
+
+        LINEX of the difference d is 2 alpha^2 (exp(d / alpha) - d / alpha - 1), near d^2 for small d, and beyond
+        `LINEAR_FROM` temperatures a straight line, lest single rows decide.
+        """
+        short = (data.score - self.mean) / self.std - self(data.latents, data.t, data.prompt, schedule)
+        if alpha == inf:
+            return short.square()
+        share = alpha / self.std
+        z = short / share
+        beyond = (z - LINEAR_FROM).clamp(min=0)
+        return 2 * share**2 * (z.clamp(max=LINEAR_FROM).exp() * (1 + beyond) - z - 1)
 
 
+LINEAR_FROM = 5.0
 LOOK_EVERY, PATIENCE = 20, 5
 """Steps between looks at held-out rows, and looks without a new best after which a regression stops."""
 
@@ -124,9 +135,11 @@ LOOK_EVERY, PATIENCE = 20, 5
 class Regression:
     """At most so many steps of Adam on so many rows each, at a rate that falls to 0."""
 
-    steps: int
-    batch: int
-    lr: float
+    steps: int = 500
+    batch: int = 64
+    lr: float = 1e-3
+    alpha: float = inf
+    """Of the soft value, in units of the reward; infinite: the expected one."""
 
     @torch.enable_grad()
     def fit(self, value: Value, data: Visits, schedule: Schedule, key: Key, held: Visits | None = None) -> None:
@@ -138,18 +151,18 @@ class Regression:
         optimizer = torch.optim.Adam(value.parameters(), lr=self.lr)
         decks = ceil(self.steps * self.batch / len(data))
         cards = torch.cat([key.fold("rows", deck).permutation(len(data)) for deck in range(decks)])
-        best, waited = inf if held is None else mean_error(value, held, schedule, self.batch), 0
+        best, waited = inf if held is None else mean_error(value, held, schedule, self.batch, self.alpha), 0
         kept = value.state_dict() if held is None else {n: weight.clone() for n, weight in value.state_dict().items()}
         for step, rows in enumerate(cards[: self.steps * self.batch].split(self.batch), 1):
             for group in optimizer.param_groups:
                 group["lr"] = self.lr * (1 - (step - 1) / self.steps)
-            loss = value.errors(data[rows], schedule).mean()
+            loss = value.errors(data[rows], schedule, self.alpha).mean()
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(value.parameters(), 1.0)
             optimizer.step()
             if held is not None and (step % LOOK_EVERY == 0 or step == self.steps):
-                error, waited = mean_error(value, held, schedule, self.batch), waited + 1
+                error, waited = mean_error(value, held, schedule, self.batch, self.alpha), waited + 1
                 if error < best:
                     best, waited = error, 0
                     kept = {name: weight.clone() for name, weight in value.state_dict().items()}
@@ -160,9 +173,9 @@ class Regression:
 
 
 @torch.no_grad()
-def mean_error(value: Value, data: Visits, schedule: Schedule, size: int) -> float:
-    """Mean squared error in variances of the reward, `size` rows at a time."""
-    return torch.cat([value.errors(part, schedule) for part in data.chunks(size)]).mean().item()
+def mean_error(value: Value, data: Visits, schedule: Schedule, size: int, alpha: float = inf) -> float:
+    """Mean of `Value.errors`, `size` rows at a time."""
+    return torch.cat([value.errors(part, schedule, alpha) for part in data.chunks(size)]).mean().item()
 
 
 @torch.no_grad()

@@ -17,14 +17,14 @@ from dataclasses import dataclass, field, replace
 from math import inf
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from dragontune.algorithms.base import Algorithm, Metrics
-from dragontune.algorithms.rollouts import Rollouts, Steps, check_instance_reward, first_order
-from dragontune.algorithms.value import Regression, Value, Visits, explained
+from dragontune.algorithms.rollouts import Rollouts, check_instance_reward, first_order
+from dragontune.algorithms.value import Regression, Value, explained
+from dragontune.algorithms.value_lesson import FEWEST_ROLLOUTS, LEAST_R2, Lesson, Passed, lesson_prompts
 from dragontune.data import Rows
-from dragontune.embedded import locate
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
 from dragontune.parallel import add_up, is_main
@@ -32,27 +32,6 @@ from dragontune.rewards.base import InstanceReward
 from dragontune.sampling import Sampler, Stop
 from dragontune.schedule import Schedule, expand
 from dragontune.seeding import Key
-
-FEWEST_ROLLOUTS = 20
-"""A fifth is held out."""
-LEAST_R2 = 0.05
-"""Of a fit to held-out rollouts: less may be the luck of having stopped at the best moment."""
-
-
-@dataclass(frozen=True, eq=False)
-class Passed(Rows):
-    """Latents that generations went through, the clean ones among them."""
-
-    latents: Float[Tensor, " n *latent"]
-    step: Int[Tensor, " n"]
-    item: Int[Tensor, " n"]
-
-    @classmethod
-    def of(cls, steps: Steps) -> "Passed":
-        """The starts of all steps, and the ends of the last."""
-        stop, last = steps.stop, (steps.stop.step == steps.stop.step.max()).nonzero()[:, 0]
-        latents = torch.cat([stop.latents, steps.ahead[last]])
-        return cls(latents, torch.cat([stop.step, stop.step[last] + 1]), torch.cat([stop.item, stop.item[last]]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +115,7 @@ class Vard(Algorithm[Climb, Climb]):
         costs = [] if self._memory else [self._learn(prompts, key.fold("value"))]
         rollouts = self._rollouts()
         steps, scores = rollouts(prompts, key, lambda steps: steps)
-        visits = self._visits(Passed.of(steps), scores, prompts)
+        visits = Passed.of(steps).visits(rollouts, scores, prompts)
         r2 = explained(self._value(), visits, self.generator.schedule, self.value_batch)
         number = int(self._memory["rounds"]) + 1
         if self.refresh and number > 1 and number % self.refresh == 0:
@@ -197,25 +176,12 @@ class Vard(Algorithm[Climb, Climb]):
 
     def _learn(self, prompts: Sequence[str], key: Key) -> Mapping[str, float]:
         """Fit V to generations of the frozen model, a fifth of them held out, and say what they cost."""
-        asked = self._asked() or list(prompts)
-        order = key.fold("prompts").permutation(len(asked)).tolist()
-        texts = [asked[order[item % len(asked)]] for item in range(self.value_rollouts)]
-        rollouts, schedule = self._rollouts(), self.generator.schedule
-        with self.generator.reference():
-            passed, scores = rollouts(texts, key, Passed.of)
-        visits = self._visits(passed, scores, texts)
-        rank = key.fold("held out").permutation(self.value_rollouts)[passed.item]
-        shown, held = (rows.nonzero()[:, 0] for rows in (rank >= len(texts) // 5, rank < len(texts) // 5))
-        clean = passed.latents[(passed.step == self.sampler.steps).nonzero()[:, 0].to(passed.latents.device)]
-        value = Value.fresh(visits[shown], clean, self.value_width, self.value_depth, key)
-        Regression(self.value_steps, self.value_batch, self.value_lr).fit(
-            value, visits[shown], schedule, key.fold("regression"), visits[held]
-        )
-        self._remember(value)
-        value = self._value()
-        early = 2 * passed.step[held] < self.sampler.steps
-        parts = (visits[held], visits[held[early]], visits[held[~early]])
-        self._memory["fit"] = torch.tensor([explained(value, part, schedule, self.value_batch) for part in parts])
+        asked, rollouts = self._asked() or list(prompts), self._rollouts()
+        regression = Regression(self.value_steps, self.value_batch, self.value_lr)
+        learnt = Lesson(self.value_rollouts, self.value_width, self.value_depth, regression)(rollouts, asked, key)
+        self._remember(learnt.value)
+        known = replace(learnt, value=self._value())
+        self._memory["fit"] = known.fit(self.generator.schedule, self.value_batch)
         self._memory["rounds"] = torch.tensor(0)
         if self._memory["fit"][0] < LEAST_R2:
             warnings.warn(
@@ -227,30 +193,10 @@ class Vard(Algorithm[Climb, Climb]):
 
     def _asked(self) -> list[str]:
         """The prompts that the value is learnt on; none: not said."""
-        if not isinstance(self.value_prompts, str):
-            return list(self.value_prompts)
-        try:
-            lines = locate(self.value_prompts).read_text("utf-8").splitlines()
-        except (UnicodeDecodeError, IsADirectoryError) as error:
-            raise InputError(
-                f"expected a text file as Vard's value_prompts, got {self.value_prompts} ({error}); check it"
-            ) from error
-        if prompts := [line.strip() for line in lines if line.strip()]:
-            return prompts
-        raise InputError(f"expected prompts in Vard's value_prompts, got none in {self.value_prompts}; write some")
+        return lesson_prompts(self.value_prompts, "Vard's value_prompts")
 
     def _rollouts(self) -> Rollouts:
         return Rollouts(self.generator, self.reward, self.sampler, self.micro_batch)
-
-    def _visits(self, passed: Passed, scores: Float[Tensor, " items"], prompts: Sequence[str]) -> Visits:
-        """What V learns from; each prompt is encoded once."""
-        known = {text: row for row, text in enumerate(dict.fromkeys(prompts))}
-        texts = [list(known)[row : row + self.micro_batch] for row in range(0, len(known), self.micro_batch)]
-        generator, x = self.generator, passed.latents
-        vectors = torch.cat([generator.prompt_vectors(generator.encode_prompts(part)) for part in texts])
-        rows = torch.tensor([known[text] for text in prompts])[passed.item].to(vectors.device)
-        t = generator.schedule.times(self.sampler.steps)[passed.step].to(x)
-        return Visits(x, t, vectors[rows], scores[passed.item].to(x))
 
     def _value(self) -> Value:
         """V, frozen; a copy of what is remembered."""

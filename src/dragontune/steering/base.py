@@ -49,6 +49,10 @@ class Steering(ABC):
     ) -> State:
         """Finished states, one a prompt."""
 
+    def preparation(self, process: ReverseProcess) -> Costs:
+        """What comes once, before the first item, and is not part of `budget`: a value to be learnt."""
+        return Costs()
+
     def budget(self, process: ReverseProcess, count: int, key: Key) -> Costs:
         """What `sample` spends on `count` items, exactly, decoding the results included.
 

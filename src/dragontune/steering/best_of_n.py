@@ -56,22 +56,27 @@ class BestOfN(Steering):
         states, seen = [], []
         for first in range(0, len(prompts), together):
             part = slice(first, first + together)
-            beams = walk.start(prompts[part], items[part], self.n)
-            for _ in range(walk.process.steps):
-                visit(beams.state)
-                beams = walk.branch(beams)
+            shares = walk.shares(self.n) if together == 1 else [(0, self.n)]
+            ends = [self._finished(walk, walk.start(prompts[part], items[part], n, lane), visit) for lane, n in shares]
+            beams = Beams.join(ends)
             if self.n > 1:
                 features = walk.features(self.reward, beams)
                 if isinstance(self.reward, DistributionReward):
                     seen.append(features)
                 else:
                     beams = beams[self._best(walk, beams, features)]
-            visit(beams.state)
             states.append(beams.state)
         state = State.join(states)
-        if not isinstance(self.reward, DistributionReward) or not seen:
-            return state
-        return state[Company.settled(self.reward, made, join_columns(seen), self.n)]
+        if isinstance(self.reward, DistributionReward) and seen:
+            state = state[Company.settled(self.reward, made, join_columns(seen), self.n)]
+        visit(state)
+        return state
+
+    def _finished(self, walk: Walk, beams: Beams, visit: Visit) -> Beams:
+        for _ in range(walk.process.steps):
+            visit(beams.state)
+            beams = walk.branch(beams)
+        return beams
 
     def _best(self, walk: Walk, beams: Beams, features: Features) -> Int[Tensor, " prompts"]:
         """The row of each prompt's best."""

@@ -95,7 +95,7 @@ class Company:
             changed = False
             for place in range(places):
                 rivals = place * (count - 1) + torch.arange(count - 1)
-                values = company._values(swaps, company.made + place, rivals)
+                values = company._worth(swaps, company.made + place, rivals)
                 rival = int(values.argmax())
                 if values[rival] > swaps.value + swaps.rounding:
                     swaps.accept(company.made + place, int(rivals[rival]))
@@ -113,17 +113,25 @@ class Company:
         found = []
         for row, place in enumerate(places.tolist()):
             rivals = torch.arange(row * count, (row + 1) * count)
-            values = self._values(swaps, self.made + place, rivals)
+            values = self._worth(swaps, self.made + place, rivals)
             best = int(pick(values[None], alpha, luck[row : row + 1]))
             swaps.accept(self.made + place, int(rivals[best]))
             found.append(best)
         choice = torch.tensor(found)
-        kept = candidates[torch.arange(len(places)) * count + choice]
+        return choice, self.with_(places, candidates[torch.arange(len(places)) * count + choice])
+
+    def worth(self, place: int, candidates: Features) -> Float[Tensor, " m"]:
+        """What the set would score with each candidate in one place."""
+        swaps = self.reward.swaps(self.members, candidates)
+        return self._worth(swaps, self.made + place, torch.arange(len(candidates)))
+
+    def with_(self, places: Int[Tensor, " n"], kept: Features) -> "Company":
+        """The set with those in these places."""
         everyone = torch.arange(len(self.members))
         everyone[self.made + places] = len(self.members) + torch.arange(len(places))
-        return choice, Company(self.reward, join_columns([self.members, kept])[everyone], self.made)
+        return Company(self.reward, join_columns([self.members, kept])[everyone], self.made)
 
-    def _values(self, swaps: Swaps, place: int, rivals: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+    def _worth(self, swaps: Swaps, place: int, rivals: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
         places = torch.full_like(rivals, place)
         values = swaps.pairs(places, rivals).double().cpu()
         if not values.isfinite().all():

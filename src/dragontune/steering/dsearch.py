@@ -95,6 +95,10 @@ class DSearch(Steering):
             for i in range(process.random_steps)
         ]
 
+    def preparation(self, process: ReverseProcess) -> Costs:
+        """As the value says."""
+        return self.value.preparation(process, self.reward)
+
     def item_costs(self, process: ReverseProcess, key: Key) -> Costs:
         """Of the widths and children that `key` leads to."""
         counts, alive = self.counts(process, key), [self.beams, *self.widths(process)]

@@ -42,6 +42,10 @@ class Foresight(ABC):
     def costs(self, process: ReverseProcess, reward: Reward, step: int) -> Costs:
         """Of a look at one beam that has taken `step` steps, its own next step not counted."""
 
+    def preparation(self, process: ReverseProcess, reward: Reward) -> Costs:
+        """What comes once, before the first look: here nothing."""
+        return Costs()
+
     def fit_to(self, reward: Reward) -> None:
         """InputError if this cannot look ahead for the reward."""
         if isinstance(reward, DistributionReward) and not self.of_sets:

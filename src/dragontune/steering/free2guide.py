@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from dragontune.costs import Costs
-from dragontune.data import join_columns
 from dragontune.errors import InputError
 from dragontune.process import ReverseProcess, State
 from dragontune.rewards.base import DistributionReward, Features, Reward
 from dragontune.sampling import Transition
 from dragontune.schedule import expand
-from dragontune.seeding import Key
+from dragontune.seeding import Key, gumbels
 from dragontune.steering.base import (
     Steering,
     Visit,
@@ -31,7 +30,7 @@ from dragontune.steering.base import (
     check_reward,
     evaluations,
 )
-from dragontune.steering.choice import Company, pick
+from dragontune.steering.choice import Company
 from dragontune.steering.foresight import Foresight, PosteriorMean
 from dragontune.steering.selection import Selection
 from dragontune.steering.walk import Beams, Walk
@@ -77,11 +76,16 @@ class Free2Guide(Steering):
         if self.candidates > 1 and self.guided_steps > 1:
             check_random(self, process)
 
+    def preparation(self, process: ReverseProcess) -> Costs:
+        """As the value says."""
+        return self.value.preparation(process, self.reward)
+
     def item_costs(self, process: ReverseProcess, key: Key) -> Costs:
         """The noise's choice, one step, the other choices, and the steps that are left."""
         if self.candidates == 1 or self.guided_steps == 0:
             return evaluations(process, process.steps)
-        costs = evaluations(process, self.candidates) + self.value.costs(process, self.reward, 0) * self.candidates
+        first = self.candidates + isinstance(self.reward, DistributionReward)
+        costs = evaluations(process, first) + self.value.costs(process, self.reward, 0) * first
         for step in range(1, process.steps + 1):
             guided = 2 <= step <= min(self.guided_steps, process.random_steps)
             rows = (self.candidates + (self.mode == "average")) if guided else 1
@@ -96,7 +100,9 @@ class Free2Guide(Steering):
         """Beams are single; the first choice is among noises."""
         selection = Selection(self.reward, self.value, self.alpha)
         chooses = self.candidates > 1 and self.guided_steps > 0
-        beams, company = self._noise(walk, prompts, items, made) if chooses else (walk.start(prompts, items), None)
+        beams, company = (
+            self._noise(walk, prompts, items, made, selection) if chooses else (walk.start(prompts, items), None)
+        )
         for step in range(walk.process.steps):
             visit(beams.state)
             if not (chooses and 1 <= step < min(self.guided_steps, walk.process.random_steps)):
@@ -110,35 +116,25 @@ class Free2Guide(Steering):
         return beams.state
 
     def _noise(
-        self,
-        walk: Walk,
-        prompts: Sequence[str],
-        items: Sequence[int],
-        made: Features | None,
+        self, walk: Walk, prompts: Sequence[str], items: Sequence[int], made: Features | None, selection: Selection
     ) -> tuple[Beams, Company | None]:
         """One of several noises for each prompt."""
-        together, count = max(1, walk.rows // self.candidates), self.candidates
-        found, sights = [], []
+        count, company, found = self.candidates, None, []
+        if isinstance(self.reward, DistributionReward):
+            company = selection.gather(walk, walk.start(prompts, items), made)
+        together = max(1, walk.rows // count)
         for first in range(0, len(prompts), together):
-            part = slice(first, first + together)
-            beams = walk.start(prompts[part], items[part], count)
-            seen = self.value.look(walk, self.reward, beams)
-            if isinstance(self.reward, DistributionReward):
-                sights.append(seen)
-            else:
-                values = self.value.values(self.reward, seen, beams.prompts, (len(beams) // count, count))
-                beams = self._chosen(beams, pick(values, self.alpha, walk.luck(_firsts(beams, count), count)))
-            found.append(beams)
-        beams = Beams.join(found)
-        if not isinstance(self.reward, DistributionReward):
-            return beams, None
-        seen, places = join_columns(sights), torch.arange(len(prompts))
-        company = Company.of(self.reward, made, seen[places * count])
-        chosen, company = company.choose(places, seen, self.alpha, walk.luck(_firsts(beams, count), count))
-        return self._chosen(beams, chosen), company
+            texts, numbers = prompts[first : first + together], items[first : first + together]
 
-    def _chosen(self, beams: Beams, choice: Int[Tensor, " prompts"]) -> Beams:
-        return beams[torch.arange(len(choice)) * self.candidates + choice].numbered(1)
+            def start(lane: int, size: int, texts: Sequence[str] = texts, numbers: Sequence[int] = numbers) -> Beams:
+                return walk.start(texts, numbers, size, lane)
+
+            luck = gumbels(walk.key.fold("choice", 0), torch.tensor(list(numbers)), count)
+            places = torch.arange(first, first + len(texts))
+            kept = selection.kept(walk, start, places, luck, company)
+            company = kept.company
+            found.append(kept.beams)
+        return Beams.join(found).numbered(1), company
 
     def _averaged(self, walk: Walk, beams: Beams) -> Beams:
         """On to the mean of the candidates, completed by fresh noise."""
@@ -151,11 +147,15 @@ class Free2Guide(Steering):
         fresh = move.draw(walk.key.fold("fresh")) - move.mean
         means, left = [], []
         for group in walk.groups(beams, self.candidates):
-            candidates = walk.branch(group, self.candidates)
-            shape = (len(group), self.candidates)
-            seen = self.value.look(walk, self.reward, candidates)
-            weights = (self.value.values(self.reward, seen, candidates.prompts, shape) / self.alpha).softmax(1)
-            means.append(_mean(candidates.state.latents.unflatten(0, shape), weights))
+            shape, latents, values = (len(group), self.candidates), [], []
+            parts = walk.shares(self.candidates) if len(group) == 1 else [(0, self.candidates)]
+            for first, number in parts:
+                candidates = walk.branch(group, number, first, self.candidates)
+                seen = self.value.look(walk, self.reward, candidates)
+                values.append(self.value.values(self.reward, seen, candidates.prompts, (len(group), number)))
+                latents.append(candidates.state.latents)
+            weights = (torch.cat(values, 1) / self.alpha).softmax(1)
+            means.append(_mean(torch.cat(latents).unflatten(0, shape), weights))
             left.append((1 - weights.square().sum(1)).clamp(min=0).sqrt())
         return walk.follow(beams, torch.cat(means) + expand(torch.cat(left).to(fresh), fresh) * fresh)
 
@@ -163,8 +163,3 @@ class Free2Guide(Steering):
 def _mean(latents: Shaped[Tensor, " n m *latent"], weights: Float[Tensor, " n m"]) -> Shaped[Tensor, " n *latent"]:
     wide = weights.to(latents).view(*weights.shape, *[1] * (latents.ndim - 2))
     return (wide * latents).sum(1)
-
-
-def _firsts(beams: Beams, count: int) -> Beams:
-    """The first beam of each prompt."""
-    return beams[torch.arange(len(beams) // count) * count]

@@ -1,13 +1,15 @@
 """The step that most methods share: draw children of every beam, look ahead of them, keep one of each beam's."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dragontune.rewards.base import DistributionReward, Features, Reward
 from dragontune.steering.choice import Company, pick
+from dragontune.steering.ensemble import Ensemble
 from dragontune.steering.foresight import Foresight
 from dragontune.steering.walk import Beams, Walk
 
@@ -38,18 +40,55 @@ class Selection:
     def children(self, walk: Walk, beams: Beams, count: int, company: Company | None) -> Kept:
         """Branch each beam `count` times and keep one child of each."""
         luck = walk.luck(beams, count)
-        found, values, first = [], [], 0
+        parts, first = [], 0
         for group in walk.groups(beams, count):
-            candidates = walk.branch(group, count)
-            seen = self.foresight.look(walk, self.reward, candidates)
             rows = torch.arange(first, first + len(group))
+
+            def branch(start: int, size: int, group: Beams = group) -> Beams:
+                return walk.branch(group, size, start, count)
+
+            parts.append(self.kept(walk, branch, rows, luck[rows], company))
+            company, first = parts[-1].company, first + len(group)
+        return Kept(Beams.join([part.beams for part in parts]), torch.cat([part.values for part in parts]), company)
+
+    def kept(
+        self,
+        walk: Walk,
+        candidates: Callable[[int, int], Beams],
+        places: Int[Tensor, " n"],
+        luck: Float[Tensor, " n m"],
+        company: Company | None,
+    ) -> Kept:
+        """One of m candidates for each place, of which `candidates(first, number)` makes some.
+
+        Those of a single place that are more than the rows are made one part after another, and only the best of each
+        part is remembered: the best of these is the best of all. An `Ensemble` has to see all of them together.
+        """
+        count = luck.shape[1]
+        if len(places) > 1 or count <= walk.rows or isinstance(self.reward, Ensemble):
+            made = candidates(0, count)
+            seen = self.foresight.look(walk, self.reward, made)
+            values = torch.zeros(luck.shape, dtype=torch.float64)
             if company is None:
-                worth = self.foresight.values(self.reward, seen, candidates.prompts, (len(group), count))
-                choice = pick(worth, self.alpha, luck[rows])
-                values.append(worth.gather(1, choice[:, None])[:, 0])
+                values = self.foresight.values(self.reward, seen, made.prompts, tuple(luck.shape))
+                choice = pick(values, self.alpha, luck)
             else:
-                choice, company = company.choose(rows, seen, self.alpha, luck[rows])
-                values.append(torch.zeros(len(group), dtype=torch.float64))
-            found.append(candidates[torch.arange(len(group)) * count + choice])
-            first += len(group)
-        return Kept(Beams.join(found), torch.cat(values), company)
+                choice, company = company.choose(places, seen, self.alpha, luck)
+            rows = torch.arange(len(places)) * count + choice
+            return Kept(made[rows], values.gather(1, choice[:, None])[:, 0], company)
+        best, values, sights = [], [], []
+        for first, number in walk.shares(count):
+            made = candidates(first, number)
+            seen = self.foresight.look(walk, self.reward, made)
+            if company is None:
+                worth = self.foresight.values(self.reward, seen, made.prompts, (1, number))
+            else:
+                worth = company.worth(int(places), seen)[None]
+            choice = pick(worth, self.alpha, luck[:, first : first + number])
+            best.append(made[choice])
+            values.append(worth)
+            sights.append(seen[choice] if company is not None else seen)
+        every = torch.cat(values, 1)
+        choice = pick(every, self.alpha, luck)
+        part = int(choice) // walk.rows
+        return Kept(best[part], every[0, choice], company and company.with_(places, sights[part]))

@@ -66,6 +66,10 @@ class Smc(Steering):
         if self.particles > 1:
             check_random(self, process)
 
+    def preparation(self, process: ReverseProcess) -> Costs:
+        """As the value says."""
+        return self.value.preparation(process, self.reward)
+
     def item_costs(self, process: ReverseProcess, key: Key) -> Costs:
         """Every particle at every step, looked at before the first and after each random one."""
         costs = evaluations(process, process.steps * self.particles)

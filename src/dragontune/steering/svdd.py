@@ -55,6 +55,10 @@ class Svdd(Steering):
         if self.candidates > 1:
             check_random(self, process)
 
+    def preparation(self, process: ReverseProcess) -> Costs:
+        """As the value says."""
+        return self.value.preparation(process, self.reward)
+
     def item_costs(self, process: ReverseProcess, key: Key) -> Costs:
         """1 + M (T - 1) evaluations for T steps of which the last is not random."""
         costs = evaluations(process, 1)

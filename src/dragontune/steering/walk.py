@@ -57,19 +57,20 @@ class Walk:
     key: Key
     rows: int
 
-    def start(self, prompts: Sequence[str], items: Sequence[int], width: int = 1) -> Beams:
-        """`width` beams a prompt, each with noise of its own."""
-        plain = self.process.start(self.generator, prompts, self.key, items)
-        lanes = [self.process.noise(self.generator, self.source(lane), plain.item) for lane in range(1, width)]
-        latents = torch.stack([plain.latents, *lanes], 1).flatten(0, 1)
+    def start(self, prompts: Sequence[str], items: Sequence[int], width: int = 1, first: int = 0) -> Beams:
+        """`width` beams a prompt, each with noise of its own, in lanes from `first` on."""
+        plain = self.process.start(self.generator, prompts, self.source(first), items)
+        lanes = range(first + 1, first + width)
+        noises = [self.process.noise(self.generator, self.source(lane), plain.item) for lane in lanes]
+        latents = torch.stack([plain.latents, *noises], 1).flatten(0, 1)
         state = replace(wide(plain, width), latents=latents)
         texts = tuple(text for text in prompts for _ in range(width))
-        return Beams(texts, state, self.moves(state), torch.arange(width).repeat(len(prompts)))
+        return Beams(texts, state, self.moves(state), first + torch.arange(width).repeat(len(prompts)))
 
-    def branch(self, beams: Beams, count: int = 1) -> Beams:
-        """`count` next states of each beam, adjacent, in lanes of their own."""
+    def branch(self, beams: Beams, count: int = 1, first: int = 0, most: int | None = None) -> Beams:
+        """`count` next states of each beam, adjacent; of `most` (default: no more) those from `first` on."""
         move = wide(_going(beams), count)
-        lane = (beams.lane[:, None] * count + torch.arange(count)).flatten()
+        lane = (beams.lane[:, None] * (most or count) + first + torch.arange(count)).flatten()
         texts = tuple(text for text in beams.prompts for _ in range(count))
         return self._arrive(Beams(texts, wide(beams.state, count), move, lane), self._draws(move, lane))
 
@@ -89,6 +90,10 @@ class Walk:
     def groups(self, beams: Beams, children: int, together: int = 1) -> list[Beams]:
         """Consecutive beams whose `children` fit the rows; `together` of them are never parted."""
         return beams.chunks(max(1, self.rows // (children * together)) * together)
+
+    def shares(self, count: int) -> list[tuple[int, int]]:
+        """First and number of each part of `count` rows that is handled at once."""
+        return [(first, min(self.rows, count - first)) for first in range(0, count, self.rows)]
 
     def source(self, lane: int) -> Key:
         """The randomness of a lane."""
