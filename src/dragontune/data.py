@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int, Shaped
 from torch import Tensor
 
 R = TypeVar("R", bound="Rows")
@@ -73,7 +73,7 @@ class Samples(Rows):
     """A batch of generations: what was asked, the clean latents, the decoded media (None: not decoded)."""
 
     prompts: tuple[str, ...]
-    latents: Float[Tensor, " n *latent"]
+    latents: Shaped[Tensor, " n *latent"]
     media: Media | None
 
 
