@@ -7,17 +7,26 @@ not depend on the allocator or on what else the machine does; workspaces inside 
 """
 
 import json
-import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from dragontune import Alignment, AlignProp, Draft, DraftLv, Lora, Sampler, SetCrop, SetFrechet, TinyClap, Vendi, load
+from dragontune import (
+    Alignment,
+    AlignProp,
+    Draft,
+    DraftLv,
+    Lora,
+    Sampler,
+    SetCrop,
+    SetFrechet,
+    TinyClap,
+    Vendi,
+    alive,
+    load,
+)
 from dragontune.algorithms.base import Algorithm
 from dragontune.rewards.base import Reward
 from dragontune.seeding import Key
@@ -29,42 +38,9 @@ PROMPTS = [f"a tune for {name}" for name in ("flute", "violin", "banjo", "organ"
 MEBIBYTE = 2**20
 
 
-class Alive(TorchDispatchMode):
-    """The most bytes that were alive at once of what was made within it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: dict[int, weakref.ref] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
-                self._add(leaf)
-        return result
-
-    def _add(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        place = storage._cdata
-        if place in self.known and self.known[place]() is storage:
-            return
-        size = storage.nbytes()
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        self.known[place] = weakref.ref(storage, lambda gone: self._gone(place, gone, size))
-
-    def _gone(self, place: int, gone: weakref.ref, size: int) -> None:
-        self.now -= size
-        if self.known.get(place) is gone:
-            del self.known[place]
-
-
 def peak(work: Callable[[], object]) -> float:
     """In MiB."""
-    with Alive() as alive:
-        work()
-    return alive.peak / MEBIBYTE
+    return alive.peak(work) / MEBIBYTE
 
 
 def plain_step(size: int) -> Callable[[], object]:

@@ -6,8 +6,9 @@
 
 Study `items`: 40 test prompts a seed, eight ancestral steps with guidance 2. A method may spend 136 denoiser and reward
 calls an item in sum (as the best of 8 does: 8 x 16 denoiser calls and 8 reward calls), or as nearly as it can; a
-differentiated denoiser call counts three. What is learnt before the first item is told apart. Every result is judged
-by all rewards, also by those that it was not steered by. Differences from the best of n are paired by prompt.
+differentiated denoiser call counts three, so `gradient` is also given 19 steps. What is learnt before the first item is
+told apart. Every result is judged by all rewards, also by those that it was not steered by. Differences from the best
+of n are paired by prompt.
 
 Study `sets`: `vendi` makes 16 clips of each of four prompts, as different as can be; `folder` makes 40 clips of 40
 prompts whose Fréchet distance to exemplars is small. Settings were chosen on validation prompts. Resumable: a finished
@@ -46,6 +47,7 @@ METHODS = (
     "Free2Guide",
     "Free2Guide, average",
     "gradient",
+    "gradient, 19 steps",
 )
 SETS = ("plain", "best of n", "SVDD", "Free2Guide")
 BATCH, BATCHES = 16, 4
@@ -107,22 +109,22 @@ def method(name: str, of: str, reward: Any) -> Any:
         case "DSearch-R":
             return DSearch(reward, beams=5, children=1, multiplier=1.0, search="all", replace=0.2)
         case "SMC":
-            return Smc(reward, alpha=0.1 * spread, particles=5)
+            return Smc(reward, alpha=0.05 * spread, particles=5)
         case "Free2Guide":
             return Free2Guide(reward, candidates=14, guided_steps=3)
         case "Free2Guide, average":
-            return Free2Guide(reward, candidates=13, guided_steps=3, alpha=0.1 * spread, mode="average")
-        case "gradient":
+            return Free2Guide(reward, candidates=13, guided_steps=3, alpha=0.05 * spread, mode="average")
+        case "gradient" | "gradient, 19 steps":
             if not isinstance(reward, DifferentiableReward) or of == "key":
                 raise NotImplementedError
-            return GradientGuidance(reward, alpha={"alignment": 0.005, "per-song": 0.005}[of])
+            return GradientGuidance(reward, alpha=0.1 * spread, limit={"alignment": 0.5, "per-song": 1.0}[of])
     raise ValueError(name)
 
 
-def sampler() -> Any:
+def sampler(name: str = "") -> Any:
     from dragontune import Sampler
 
-    return Sampler(steps=STEPS, guidance=2.0, order=1, eta=1.0)
+    return Sampler(steps=19 if name.endswith("19 steps") else STEPS, guidance=2.0, order=1, eta=1.0)
 
 
 def asked(seed: int, count: int) -> list[str]:
@@ -140,7 +142,7 @@ def items_cell(of: str, name: str, seed: int) -> dict[str, Any]:
     from dragontune import load
     from dragontune.seeding import Key
 
-    known, process, key = rewards(), sampler(), Key(seed).fold("steering")
+    known, process, key = rewards(), sampler(name), Key(seed).fold("steering")
     steering = method(name, of, known[of])
     generator, prompts = load("tiny-music"), asked(seed, COUNT)
     once = 0.0

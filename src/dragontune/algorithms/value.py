@@ -6,7 +6,7 @@ neighbourhoods in two dimensions (the axes after the channels are one row of pos
 """
 
 from dataclasses import dataclass
-from math import ceil, inf, log
+from math import ceil, exp, inf, log
 
 import torch
 from jaxtyping import Float
@@ -123,7 +123,7 @@ class Value(nn.Module):
         share = alpha / self.std
         z = short / share
         beyond = (z - LINEAR_FROM).clamp(min=0)
-        return 2 * share**2 * (z.clamp(max=LINEAR_FROM).exp() * (1 + beyond) - z - 1)
+        return 2 * share**2 * (z.clamp(max=LINEAR_FROM).expm1() - z + exp(LINEAR_FROM) * beyond)
 
 
 LINEAR_FROM = 5.0

@@ -2,6 +2,8 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -14,8 +16,11 @@ from dragontune.rewards import standardise
 from dragontune.rewards.base import DistributionReward, Features, InstanceReward, Reward
 from dragontune.rewards.crop import Crop
 from dragontune.seeding import Key
+from dragontune.steering.foresight import Foresight, PosteriorMean
+from dragontune.steering.room import rows_within
 from dragontune.steering.walk import Walk
 
+S = TypeVar("S", bound="Steering")
 Visit = Callable[[State], None]
 
 
@@ -27,7 +32,7 @@ class Steering(ABC):
     """A way to get items of higher reward from a model as it is; it stands for `steer` in `Sampler.sample`.
 
     `micro_batch` rows are denoised, decoded or encoded at once (or as many as there are prompts, if these are more):
-    memory only, never the result.
+    memory only, never the result. `within` chooses it for a number of bytes.
 
     >>> Sampler(steps=12, order=1, eta=1).sample(generator, prompts, Key(0), steer=Svdd(reward, candidates=8))
     """
@@ -49,9 +54,35 @@ class Steering(ABC):
     ) -> State:
         """Finished states, one a prompt."""
 
+    @property
+    def foresight(self) -> Foresight:
+        """How it looks ahead."""
+        return PosteriorMean()
+
+    def held(self, prompts: int) -> int:
+        """Beams that are kept in memory, apart from those at work, when so many prompts walk together."""
+        return prompts
+
+    def within(self: S, memory: float, process: ReverseProcess, generator: Generator, prompts: int = 1) -> S:
+        """The same with the largest `micro_batch` that keeps a call for so many prompts within `memory` MiB.
+
+        The models' weights are not counted. A few candidates are made in order to measure.
+
+        Raises:
+            InputError: not one candidate fits.
+        """
+        self.check(process)
+        rows = rows_within(memory, process, generator, self.reward, self.foresight, self.held(prompts))
+        if rows < prompts:
+            raise InputError(
+                f"expected memory for {prompts} prompts at once, got {memory:g} MiB, which fits {rows}; raise memory "
+                "or ask for fewer prompts at once"
+            )
+        return replace(self, micro_batch=rows)  # pyright: ignore[reportArgumentType] - every steering is a dataclass
+
     def preparation(self, process: ReverseProcess) -> Costs:
         """What comes once, before the first item, and is not part of `budget`: a value to be learnt."""
-        return Costs()
+        return self.foresight.preparation(process, self.reward)
 
     def budget(self, process: ReverseProcess, count: int, key: Key) -> Costs:
         """What `sample` spends on `count` items, exactly, decoding the results included.

@@ -43,6 +43,10 @@ class BestOfN(Steering):
     def check(self, process: ReverseProcess) -> None:
         """Any will do."""
 
+    def held(self, prompts: int) -> int:
+        """All that are finished, until they are judged."""
+        return prompts * self.n
+
     def item_costs(self, process: ReverseProcess, key: Key) -> Costs:
         """N generations, each looked at once."""
         looks = look_costs(self.reward) * self.n if self.n > 1 else Costs()

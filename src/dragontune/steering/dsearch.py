@@ -89,15 +89,20 @@ class DSearch(Steering):
         last, luck = max(1, process.steps - 1), key.fold("search").uniform(range(process.random_steps)).tolist()
         alive = [self.beams, *self.widths(process)]
         return [
-            int(self.multiplier * self.children * (1 if self.replace else self.beams / alive[i]))
+            floor(self.multiplier * self.children * (1 if self.replace else self.beams / alive[i]) + 1e-9)
             if luck[i] < self._share(i, last)
             else self.children
             for i in range(process.random_steps)
         ]
 
-    def preparation(self, process: ReverseProcess) -> Costs:
-        """As the value says."""
-        return self.value.preparation(process, self.reward)
+    @property
+    def foresight(self) -> Foresight:
+        """The value."""
+        return self.value
+
+    def held(self, prompts: int) -> int:
+        """All beams of all prompts, once more while the best are put together."""
+        return 2 * prompts * self.beams
 
     def item_costs(self, process: ReverseProcess, key: Key) -> Costs:
         """Of the widths and children that `key` leads to."""
@@ -124,7 +129,7 @@ class DSearch(Steering):
             if step >= process.random_steps or not self._judges(width, counts[step], widths[step]):
                 beams = walk.branch(beams)
                 continue
-            kept = selection.children(walk, beams, counts[step], None)
+            kept = selection.children(walk, beams, counts[step], None, width)
             rows = self._survivors(walk, kept.beams, kept.values.view(len(prompts), width), widths[step])
             width = widths[step]
             beams = kept.beams[rows].numbered(width)

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from dragontune.data import Samples
 from dragontune.errors import InputError
+from dragontune.rewards import standardise
 from dragontune.rewards.base import InstanceReward
+from dragontune.rewards.crop import Crop
 
 Combine = Literal["sum", "normalised", "consensus"]
 
@@ -41,6 +43,11 @@ class Ensemble(InstanceReward[Tensor]):
             if not isinstance(reward, InstanceReward):
                 raise InputError(
                     f"expected rewards of single items in an Ensemble, got {name!r}, a {reward.label}; choose another"
+                )
+            if isinstance(reward, Crop) or standardise.learns(reward):
+                raise InputError(
+                    f"expected rewards of whole items with fixed scales in an Ensemble, got {name!r}, a {reward.label}; "
+                    "give the reward itself, and a sum its scales"
                 )
         for name, weight in self.weights.items():
             if name not in self.rewards:

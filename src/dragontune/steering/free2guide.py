@@ -31,6 +31,7 @@ from dragontune.steering.base import (
     evaluations,
 )
 from dragontune.steering.choice import Company
+from dragontune.steering.ensemble import Ensemble
 from dragontune.steering.foresight import Foresight, PosteriorMean
 from dragontune.steering.selection import Selection
 from dragontune.steering.walk import Beams, Walk
@@ -76,9 +77,10 @@ class Free2Guide(Steering):
         if self.candidates > 1 and self.guided_steps > 1:
             check_random(self, process)
 
-    def preparation(self, process: ReverseProcess) -> Costs:
-        """As the value says."""
-        return self.value.preparation(process, self.reward)
+    @property
+    def foresight(self) -> Foresight:
+        """The value."""
+        return self.value
 
     def item_costs(self, process: ReverseProcess, key: Key) -> Costs:
         """The noise's choice, one step, the other choices, and the steps that are left."""
@@ -148,7 +150,8 @@ class Free2Guide(Steering):
         means, left = [], []
         for group in walk.groups(beams, self.candidates):
             shape, latents, values = (len(group), self.candidates), [], []
-            parts = walk.shares(self.candidates) if len(group) == 1 else [(0, self.candidates)]
+            apart = len(group) == 1 and not isinstance(self.reward, Ensemble)  # which has to see all together
+            parts = walk.shares(self.candidates) if apart else [(0, self.candidates)]
             for first, number in parts:
                 candidates = walk.branch(group, number, first, self.candidates)
                 seen = self.value.look(walk, self.reward, candidates)

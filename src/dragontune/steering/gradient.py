@@ -110,6 +110,8 @@ class GradientGuidance(Steering):
         t = schedule.times(sampler.steps)[state.step]
         gain = (schedule.sigma(t) ** 2 / schedule.alpha(t).clamp(min=1e-4) / self.alpha).to(clean)
         shift = expand(gain, clean) * gradient
+        if self.limit == inf:  # times a norm of 0 it would be undefined
+            return shift
         longest = self.limit * clean.flatten(1).norm(dim=1)
         length = shift.flatten(1).norm(dim=1).clamp(min=1e-30)
         return shift * expand((longest / length).clamp(max=1.0), shift)

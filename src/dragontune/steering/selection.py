@@ -37,17 +37,21 @@ class Selection:
             return None
         return Company.of(self.reward, made, self.foresight.look(walk, self.reward, beams))
 
-    def children(self, walk: Walk, beams: Beams, count: int, company: Company | None) -> Kept:
-        """Branch each beam `count` times and keep one child of each."""
+    def children(self, walk: Walk, beams: Beams, count: int, company: Company | None, width: int = 1) -> Kept:
+        """Branch each beam `count` times and keep one child of each.
+
+        An `Ensemble` compares all children of a prompt's `width` beams, so that these can be compared, too.
+        """
+        together = width if isinstance(self.reward, Ensemble) else 1
         luck = walk.luck(beams, count)
         parts, first = [], 0
-        for group in walk.groups(beams, count):
+        for group in walk.groups(beams, count, together):
             rows = torch.arange(first, first + len(group))
 
             def branch(start: int, size: int, group: Beams = group) -> Beams:
                 return walk.branch(group, size, start, count)
 
-            parts.append(self.kept(walk, branch, rows, luck[rows], company))
+            parts.append(self.kept(walk, branch, rows, luck[rows], company, together))
             company, first = parts[-1].company, first + len(group)
         return Kept(Beams.join([part.beams for part in parts]), torch.cat([part.values for part in parts]), company)
 
@@ -58,6 +62,7 @@ class Selection:
         places: Int[Tensor, " n"],
         luck: Float[Tensor, " n m"],
         company: Company | None,
+        together: int = 1,
     ) -> Kept:
         """One of m candidates for each place, of which `candidates(first, number)` makes some.
 
@@ -70,7 +75,8 @@ class Selection:
             seen = self.foresight.look(walk, self.reward, made)
             values = torch.zeros(luck.shape, dtype=torch.float64)
             if company is None:
-                values = self.foresight.values(self.reward, seen, made.prompts, tuple(luck.shape))
+                shape = (len(places) // together, together * count)
+                values = self.foresight.values(self.reward, seen, made.prompts, shape).view(luck.shape)
                 choice = pick(values, self.alpha, luck)
             else:
                 choice, company = company.choose(places, seen, self.alpha, luck)

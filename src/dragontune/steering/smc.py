@@ -27,6 +27,7 @@ from dragontune.steering.base import (
     evaluations,
 )
 from dragontune.steering.choice import pick
+from dragontune.steering.ensemble import Ensemble
 from dragontune.steering.foresight import Foresight, PosteriorMean
 from dragontune.steering.walk import Beams, Walk
 
@@ -59,6 +60,11 @@ class Smc(Steering):
                 f"expected Smc's resample_below from 0 (never) to 1 (at every step), got {self.resample_below}; 0.5 is "
                 "usual"
             )
+        if isinstance(self.reward, Ensemble) and self.reward.combine != "sum":
+            raise InputError(
+                f"expected an Ensemble with combine: sum in Smc, got {self.reward.combine}, whose values depend on what "
+                "they are compared with, so that they define no law; set sum"
+            )
         self.value.fit_to(self.reward)
 
     def check(self, process: ReverseProcess) -> None:
@@ -66,9 +72,14 @@ class Smc(Steering):
         if self.particles > 1:
             check_random(self, process)
 
-    def preparation(self, process: ReverseProcess) -> Costs:
-        """As the value says."""
-        return self.value.preparation(process, self.reward)
+    @property
+    def foresight(self) -> Foresight:
+        """The value."""
+        return self.value
+
+    def held(self, prompts: int) -> int:
+        """The particles of a prompt."""
+        return max(prompts, self.particles)
 
     def item_costs(self, process: ReverseProcess, key: Key) -> Costs:
         """Every particle at every step, looked at before the first and after each random one."""
@@ -141,4 +152,4 @@ def systematic(shares: Float[Tensor, " n m"], luck: Float[Tensor, " n"]) -> Int[
     """
     count = shares.shape[1]
     places = (luck[:, None] + torch.arange(count)) / count
-    return torch.searchsorted(shares.cumsum(1).contiguous(), places).clamp(max=count - 1)
+    return torch.searchsorted(shares.cumsum(1).contiguous(), places, right=True).clamp(max=count - 1)

@@ -55,9 +55,10 @@ class Svdd(Steering):
         if self.candidates > 1:
             check_random(self, process)
 
-    def preparation(self, process: ReverseProcess) -> Costs:
-        """As the value says."""
-        return self.value.preparation(process, self.reward)
+    @property
+    def foresight(self) -> Foresight:
+        """The value."""
+        return self.value
 
     def item_costs(self, process: ReverseProcess, key: Key) -> Costs:
         """1 + M (T - 1) evaluations for T steps of which the last is not random."""

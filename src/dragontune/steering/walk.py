@@ -81,10 +81,11 @@ class Walk:
     def features(self, reward: Reward, beams: Beams) -> Features:
         """What the reward sees of what the beams promise."""
         parts = []
-        for rows in torch.arange(len(beams)).split(self.rows):
-            clean = beams.clean[rows.to(beams.clean.device)]
+        for first in range(0, len(beams), self.rows):
+            rows = slice(first, first + self.rows)
+            clean = beams.clean[rows]
             media = self.generator.decode(clean) if reward.needs_media else None
-            parts.append(reward.encode(Samples(tuple(beams.prompts[int(row)] for row in rows), clean, media)))
+            parts.append(reward.encode(Samples(beams.prompts[rows], clean, media)))
         return parts[0] if len(parts) == 1 else join_columns(parts)
 
     def groups(self, beams: Beams, children: int, together: int = 1) -> list[Beams]:
