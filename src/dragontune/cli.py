@@ -19,40 +19,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from dragontune.commands.help import HELP
 from dragontune.errors import InputError, InterruptedRun, NonFiniteError
 
 if TYPE_CHECKING:
     import jsonargparse
 
     from dragontune.commands.recipe import Recipe
+    from dragontune.commands.steer import Steer
     from dragontune.encoders.base import Encoder
     from dragontune.sampling import Sampler
-
-HELP = """\
-dragontune: tune, steer and judge generative media models with any reward
-
-  dragontune tune RECIPE.yaml [--out RUN] [--resume] [overrides]
-      fine-tune; RUN defaults to runs/<recipe name>; any field can be overridden, as in --loop.rounds 8;
-      --print_config shows the resolved recipe; with a guard section it stops before it over-optimises
-  dragontune generate --model MODEL --prompt TEXT | --prompts FILE --out DIR
-                      [--adapter RUN[:WEIGHT] ...] [--scale GAMMA] [--seed N] [--steps N] [--guidance W]
-      make clips, with the adapter of a run, a mixture of several, or without
-  dragontune score MEDIA_DIR --reward REWARD.yaml | FILE.py:NAME [--prompts FILE] [--json]
-      any reward, or a function of yours, on a folder of files
-  dragontune reference MEDIA_DIR | SONGS.m3u | CAPTIONS.txt --encoder NAME --out REF.safetensors
-      store the statistics of exemplars
-  dragontune fit-aesthetics RATINGS.csv --encoder NAME --out HEAD.safetensors
-                            [--head ridge|nadaraya-watson] [--seed N] [--json]
-      learn what raters like, for the reward Aesthetics
-  dragontune evaluate RUN [--prompts FILE] [--out DIR]
-      the tuned model against the untuned one, same seeds
-  dragontune doctor RECIPE.yaml
-      check everything, estimate memory and time, run nothing
-
-MODEL is tiny-music (embedded), a local diffusers folder or a hub name.
-`dragontune VERB --help` says more. Exit codes: 0 done, 1 a defect, 2 wrong input, 5 stopped on a number that is not
-finite, 75 interrupted with the state saved.
-"""
 
 T = TypeVar("T")
 
@@ -147,17 +123,27 @@ def _doctor(argv: list[str]) -> None:
 
 
 def _evaluate(argv: list[str]) -> None:
-    options = _Options("evaluate", "Compare a run's tuned model with the untuned one, on the same noise.")
-    options.add_argument("run", type=Path, metavar="RUN")
+    options = _Options(
+        "evaluate", "Compare a run's tuned model with the untuned one, on the same noise, and steering with both."
+    )
+    options.add_argument("run", type=Path, metavar="RUN", nargs="?")
     options.add_argument("--prompts", metavar="FILE", help="one prompt a line (default: the recipe's)")
     options.add_argument("--out", type=Path, metavar="DIR", help="where the report goes (default: RUN/report)")
+    options.add_argument("--steer", type=Path, metavar="STEER.yaml", help="steer the untuned model, at equal cost")
+    options.add_argument("--model", help="steer this model, which is not tuned, in place of a run")
+    options.add_argument("--seed", type=int, metavar="N", help="with --model (default: 0; of a run: the recipe's)")
     given, overrides = options.parse_known_args(argv)
+    from dragontune.commands import evaluate
+
+    named = evaluate.of_model(given.run, given.model, given.steer, given.out, given.seed, overrides)
+    steer = _read_steer(given.steer)[0] if given.steer else None
+    if named and steer:
+        text = given.steer.read_text("utf-8")
+        return evaluate.evaluate_model(given.model, steer, text, given.prompts, given.out, given.seed or 0)
     if not (given.run / "recipe.yaml").is_file():
         raise InputError(f"expected the folder of a run, got {given.run} without recipe.yaml in it; check the path")
     recipe, _, _ = _read_recipe(given.run / "recipe.yaml", overrides)
-    from dragontune.commands.evaluate import evaluate
-
-    evaluate(given.run, recipe, given.prompts, given.out)
+    return evaluate.evaluate(given.run, recipe, given.prompts, given.out, steer)
 
 
 def _generate(argv: list[str]) -> None:
@@ -170,29 +156,28 @@ def _generate(argv: list[str]) -> None:
     folders = "runs' folders or adapters in peft's format, each with a weight after a colon (default: 1), to add up"
     options.add_argument("--adapter", nargs="+", action="extend", default=[], metavar="RUN[:WEIGHT]", help=folders)
     options.add_argument("--scale", type=float, default=1.0, metavar="GAMMA", help="of the adapters (1: as tuned)")
+    options.add_argument("--steer", type=Path, metavar="STEER.yaml", help="choose by a reward what is made")
+    options.add_argument("--count", type=int, default=1, metavar="N", help="clips of each prompt (default: 1)")
     options.add_argument("--seed", type=int, default=0, metavar="N")
-    options.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: the run's, else 40)")
-    options.add_argument("--guidance", type=float, metavar="W", help="(default: the run's, else 2)")
+    options.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: STEER's, the run's or 40)")
+    options.add_argument("--guidance", type=float, metavar="W", help="(default: STEER's, the run's or 2)")
     given = options.parse_args(argv)
     _import_parts()
-    from dragontune.commands.generate import Adapter, Request, common_model, first_sampler, generate
-    from dragontune.commands.mistakes import read_yaml
+    from dragontune.commands.generate import Adapter, Request, first_sampler, generate, origin
     from dragontune.commands.recipe import read_prompts
     from dragontune.sampling import Sampler
 
     adapters = tuple(Adapter.read(text) for text in given.adapter)
-    # not their rewards, whose files need not be here
-    bases = [(adapter, adapter.base) for adapter in adapters]
-    runs = [(adapter, read_yaml(adapter.recipe)) for adapter in adapters if adapter.recipe.is_file()]
-    model = given.model or common_model([(adapter, settings.get("model")) for adapter, settings in runs] or bases)
-    if model is None:
-        raise InputError("expected a model to generate with, got none; add --model, such as --model tiny-music")
-    wanted = {"steps": given.steps, "guidance": given.guidance}
-    wanted = {name: value for name, value in wanted.items() if value is not None}
+    model, runs = origin(given.model, adapters)
+    wanted = {name: value for name in ("steps", "guidance") if (value := getattr(given, name)) is not None}
     samplers = [(adapter, dataclasses.replace(_sampler(settings), **wanted)) for adapter, settings in runs]
     sampler = first_sampler(samplers) or dataclasses.replace(Sampler(guidance=2.0), **wanted)
     prompts = [given.prompt] if given.prompt is not None else read_prompts(given.prompts)
-    generate(Request(model, tuple(prompts), adapters, given.scale, given.seed, sampler), given.out)
+    steer, said = _read_steer(given.steer) if given.steer else (None, None)
+    sampler = dataclasses.replace(steer.walked(sampler), **wanted) if steer else sampler
+    steered = steer and steer.over(sampler)
+    request = Request(model, tuple(prompts), adapters, given.scale, given.seed, sampler, given.count, steered, said)
+    generate(request, given.out)
 
 
 def _score(argv: list[str]) -> None:
@@ -301,6 +286,23 @@ def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
     return recipe, parser.dump(settings), json.dumps(fixed, indent=1, sort_keys=True)
 
 
+def _read_steer(path: Path) -> "tuple[Steer, dict[str, Any]]":
+    """How to steer, and the part of it that decides what is made."""
+    _import_parts()
+    import yaml
+
+    from dragontune.commands import shorthand
+    from dragontune.commands.mistakes import read_yaml
+    from dragontune.commands.steer import Steer, decisive
+
+    parser, full = _parser(), shorthand.expanded(read_yaml(path), path.parent)
+    parser.add_class_arguments(Steer)
+    settings = _parse(lambda: parser.parse_object(full), str(path))
+    made = _parse(lambda: parser.instantiate(settings), str(path))
+    steer = Steer(**{field.name: made[field.name] for field in dataclasses.fields(Steer)})
+    return steer, decisive(steer, yaml.safe_load(parser.dump(settings)))
+
+
 def _sampler(settings: dict[str, Any]) -> "Sampler":
     """The sampler of a recipe's algorithm."""
     from dragontune.sampling import Sampler
@@ -327,16 +329,18 @@ def _parser() -> "jsonargparse.ArgumentParser":
     import yaml
 
     from dragontune.commands import shorthand
+    from dragontune.sampling import Sampler
 
     def dump(settings: dict[str, Any]) -> str:
         return yaml.safe_dump(shorthand.restored(settings), sort_keys=False, allow_unicode=True)
 
     jsonargparse.set_loader("recipe", jsonargparse.get_loader("yaml"), (yaml.YAMLError,))
     jsonargparse.set_dumper("recipe", dump)
+    jsonargparse.set_parsing_settings(subclasses_disabled=[Sampler])  # it is written as its fields
     return jsonargparse.ArgumentParser(prog="dragontune", exit_on_error=False, parser_mode="recipe", allow_abbrev=False)
 
 
-def _parse(parse: Callable[[], T]) -> T:
+def _parse(parse: Callable[[], T], whole: str = "the recipe") -> T:
     """Whatever the parser or a constructor finds wrong as one sentence."""
     try:
         return parse()
@@ -348,12 +352,12 @@ def _parse(parse: Callable[[], T]) -> T:
             cause = cause.__cause__
         from dragontune.commands.mistakes import sentence
 
-        raise InputError(sentence(" ".join(str(error).split()))) from error
+        raise InputError(sentence(" ".join(str(error).split()), whole)) from error
 
 
 def _import_parts() -> None:
     """Import everything that a recipe may name by its short class name."""
-    for package in ("dragontune.rewards", "dragontune.encoders", "dragontune.algorithms"):
+    for package in ("dragontune.rewards", "dragontune.encoders", "dragontune.algorithms", "dragontune.steering"):
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(module.name)
     importlib.import_module("dragontune.losses")

@@ -1,14 +1,18 @@
-"""Make clips from prompts, with an adapter, with a mixture of adapters, or without."""
+"""Make clips from prompts, with an adapter, with a mixture of adapters, or without; plainly, or steered."""
 
 import json
+import shutil
 import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
-from dragontune.commands import media
-from dragontune.commands.media import Item
+from dragontune.commands.clips import BATCHES, Clips, Wanted
+from dragontune.commands.mistakes import read_yaml
+from dragontune.commands.steer import budget
 from dragontune.errors import InputError, InterruptedRun
+from dragontune.evaluation.generations import Steered
 from dragontune.generators.adapters import CONFIG_FILE
 from dragontune.generators.base import Generator
 from dragontune.generators.pretrained import load
@@ -21,6 +25,8 @@ from dragontune.training.progress import reporter
 
 SETTINGS = "generation.json"
 LARGEST_WEIGHT = 10.0
+MOST = 10_000
+"""Clips of one prompt; more is a slip."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,10 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Request:
-    """What is made: the same request gives the same clips.
+    """What is made: `count` clips of each prompt. The same request gives the same clips.
 
-    The change of the model is `scale` times the weighted sum of those of the adapters.
+    The change of the model is `scale` times the weighted sum of those of the adapters. `steered`, which walks the same
+    `sampler`, cannot be compared or stored, so `steering` says it in plain words.
     """
 
     model: str
@@ -98,6 +105,9 @@ class Request:
     scale: float
     seed: int
     sampler: Sampler
+    count: int = 1
+    steered: Steered | None = None
+    steering: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 10:
@@ -106,10 +116,30 @@ class Request:
             raise InputError(f"expected --adapter with --scale {self.scale:g}, got none; name a run or drop --scale")
         if self.seed < 0:
             raise InputError(f"expected --seed of 0 or more, got {self.seed}; choose another")
+        if not 1 <= self.count <= MOST:
+            raise InputError(f"expected --count from 1 to {MOST}, got {self.count}; 1 makes a clip of each prompt")
+        if self.steered is not None:
+            self.steered.check(self.count * len(self.prompts))
 
     def text(self) -> str:
         """The request as it is stored beside the clips."""
-        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "steered"}
+        said |= {"adapters": [asdict(adapter) for adapter in self.adapters], "sampler": asdict(self.sampler)}
+        newer = {"count": 1, "steering": None}
+        return json.dumps({k: v for k, v in said.items() if v != newer.get(k, ...)}, indent=2, sort_keys=True) + "\n"
+
+    def clips(self, out: Path) -> Clips:
+        """What is to be made in a folder; the first clip of a prompt has the noise that it has without others."""
+        wanted = [
+            Wanted(self._stem(place, copy), prompt, copy * len(self.prompts) + place)
+            for place, prompt in enumerate(self.prompts)
+            for copy in range(self.count)
+        ]
+        return Clips(out, wanted, self.sampler, Key(self.seed).fold("generate"), self.steered)
+
+    def _stem(self, place: int, copy: int) -> str:
+        stem = file_name(place, self.prompts[place])
+        return f"{stem}-{copy + 1:0{max(2, len(str(self.count)))}d}" if self.count > 1 else stem
 
     @property
     def gamma(self) -> float:
@@ -122,6 +152,21 @@ class Request:
         if self.adapters:
             generator.mix_adapters([(str(adapter.weights), adapter.weight) for adapter in self.adapters])
         return generator
+
+
+def origin(model: str | None, adapters: Sequence[Adapter]) -> tuple[str, list[tuple[Adapter, dict[str, Any]]]]:
+    """The model, `model` or else the adapters' common one, and the recipes of those adapters that are runs.
+
+    Raises:
+        InputError: nobody names a model, or the adapters name different ones.
+    """
+    bases = [(adapter, adapter.base) for adapter in adapters]
+    # not their rewards, whose files need not be here
+    runs = [(adapter, read_yaml(adapter.recipe)) for adapter in adapters if adapter.recipe.is_file()]
+    found = model or common_model([(adapter, settings.get("model")) for adapter, settings in runs] or bases)
+    if found is None:
+        raise InputError("expected a model to generate with, got none; add --model, such as --model tiny-music")
+    return found, runs
 
 
 def common_model(named: Sequence[tuple[Adapter, str | None]]) -> str | None:
@@ -153,36 +198,25 @@ def first_sampler(known: Sequence[tuple[Adapter, Sampler]]) -> Sampler | None:
 
 
 def generate(request: Request, out: Path) -> None:
-    """Write one .flac a prompt, and `prompts.csv`; clips that the same request has written are kept.
+    """Write the clips, `prompts.csv` and, if they are steered, `scores.csv`; what the same request has made is kept.
 
     Raises:
         InputError: `out` holds something else.
         InterruptedRun: Ctrl-C or SIGTERM; what is written is whole.
     """
     _check(request, out)
+    clips = request.clips(out)
+    if request.steered is not None:
+        print(budget(request.steered, clips.costs(), clips.missing(), len(clips.wanted)), flush=True)
     generator = request.generator()
     _claim(request, out)
-    items = [Item(out / f"{file_name(i, prompt)}.flac", prompt) for i, prompt in enumerate(request.prompts)]
-    media.write_table(out, items)
     try:
         with reporter() as report, generator.scaled(request.gamma):
-            _warn_if_inaudible(request, generator)
-            for number, item in enumerate(items):
-                report("generating", number, len(items))
-                if not item.path.exists():
-                    files.make(item.path, _clip(request, generator, number).write)
-            report("generating", len(items), len(items))
+            _warn_if_inaudible(request, generator, clips)
+            said = clips.make(generator, report)
     except KeyboardInterrupt as stop:
         raise InterruptedRun(f"interrupted; run the same command again for the clips that {out} lacks") from stop
-    print(f"{len(items)} clips are in {out}.")
-
-
-def _clip(request: Request, generator: Generator, number: int) -> Audio:
-    key = Key(request.seed).fold("generate")
-    media = request.sampler.sample(generator, [request.prompts[number]], key, items=[number]).media
-    if not isinstance(media, Audio):
-        raise TypeError(f"expected a model of audio, got one of {type(media).__name__}")
-    return media
+    print(f"{len(clips.wanted)} clips are in {out}.{f' {said}' if said else ''}")
 
 
 def _check(request: Request, out: Path) -> None:
@@ -192,23 +226,27 @@ def _check(request: Request, out: Path) -> None:
     marker = out / SETTINGS
     if not out.exists() or (marker.exists() and marker.read_text() == request.text()):
         return
-    if any(not entry.name.startswith(".") for entry in out.iterdir()):
+    if any(entry.name != SETTINGS and not entry.name.startswith(".") for entry in out.iterdir()):
         raise InputError(f"expected an empty or new folder, got {out}, which holds other files; choose another --out")
 
 
 def _claim(request: Request, out: Path) -> None:
-    """Take the folder, which `_check` allowed, for this request."""
+    """Take the folder, which `_check` allowed, for this request; another one has not made a clip in it."""
     files.make_folder(out)
+    marker = out / SETTINGS
+    if not marker.exists() or marker.read_text() != request.text():
+        shutil.rmtree(out / BATCHES, ignore_errors=True)
     files.write(out / SETTINGS, request.text().encode())
 
 
-def _warn_if_inaudible(request: Request, generator: Generator) -> None:
-    """Compare the first clip with the untuned model's."""
+def _warn_if_inaudible(request: Request, generator: Generator, clips: Clips) -> None:
+    """Compare the first clip with the untuned model's, both without steering."""
     if request.gamma == 0:
         return
     with generator.reference():
-        before = _clip(request, generator, 0)
-    if guard.inaudible([before], [_clip(request, generator, 0)]):
+        before = clips.plain(generator, 0)
+    after = clips.plain(generator, 0)
+    if isinstance(before, Audio) and isinstance(after, Audio) and guard.inaudible([before], [after]):
         warnings.warn(
             f"THE ADAPTER CHANGES NOTHING AUDIBLE: with {' '.join(map(str, request.adapters))} the first clip differs "
             f"from the untuned one by less than {guard.AUDIBLE:.0f} dB; try a larger --scale or tune longer",

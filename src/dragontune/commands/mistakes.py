@@ -10,6 +10,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 
 from dragontune.commands.recipe import Recipe
+from dragontune.commands.steer import Steer
 from dragontune.errors import InputError
 from dragontune.rewards import source
 
@@ -32,10 +33,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-def sentence(text: str) -> str:
-    """What jsonargparse found wrong, in one sentence."""
+def sentence(text: str, whole: str = "the recipe") -> str:
+    """What jsonargparse found wrong in a file, or in `whole`, in one sentence."""
     text = source.restored(text)
-    place = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text))) or "the recipe"
+    place = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text))) or whole
     if found := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", text):
         name = found[1] or found[2]
         return f"expected a known field in {place}, got {name}{near(name, _fields())}"
@@ -46,15 +47,16 @@ def sentence(text: str) -> str:
         return f"expected {found[1].strip()} in {place}, got nothing; add it"
     if found := re.search(r"Expected a dot import path string: (\S+)", text):
         if found[1] in _classes():
-            return f"expected another kind of class in {place}, got {found[1]}; look up which classes fit there"
+            which = f"another kind of class in {place}{_wanted(text)}"
+            return f"expected {which}, got {found[1]}; look up which classes fit there"
         return f"expected the name of a class in {place}, got {found[1]}{near(found[1], _classes())}"
     if found := re.search(r"argument --(\S+): expected one argument", text):
         return f"expected a value after --{found[1]}, got nothing; add it"
+    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
+        return f"expected the name of a kind of {found[2]} in {place}, got {found[1]}, which is none; correct it"
     if found := re.search(r"Problem with given class_path '([^']+)': (.*)", text):
         name, cause = found[1], found[2]
         return f"expected the name of a class in {place}, got {name}, which cannot be imported ({cause}); correct it"
-    if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
-        return f"expected the name of a kind of {found[2]} in {place}, got {found[1]}, which is none; correct it"
     if re.search(r"Expected an instantiatable class, but \S+ is abstract", text):
         return f"expected the name of a class in {place}, got none; add class_path: and the name"
     if found := re.search(r"argument after \*\* must be a mapping, not (\w+)", text):
@@ -72,6 +74,16 @@ def near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else f"; remove or correct it ({name} is not known)"
 
 
+def _wanted(text: str) -> str:
+    """In brackets, what may stand where jsonargparse found another class of ours, if the annotation is one class."""
+    for name, field in re.findall(r"""class_path '[\w.]*?(\w+)': Parser key "(\w+)": Expected a dot""", text):
+        for kind in _kinds():
+            wanted = get_type_hints(kind).get(field) if kind.__name__ == name else None
+            if isinstance(wanted, type) and not get_args(wanted):
+                return f" ({'an' if wanted.__name__[0] in 'AEIOU' else 'a'} {wanted.__name__} for {name})"
+    return ""
+
+
 def _fields() -> set[str]:
     return {field.name for kind in _kinds() if dataclasses.is_dataclass(kind) for field in dataclasses.fields(kind)}
 
@@ -81,9 +93,9 @@ def _classes() -> set[str]:
 
 
 def _kinds() -> set[type]:
-    """Every class of ours that a recipe can lead to."""
+    """Every class of ours that a recipe or a file of steering can lead to."""
     found: set[type] = set()
-    waiting: list[Any] = [Recipe]
+    waiting: list[Any] = [Recipe, Steer]
     while waiting:
         kind = waiting.pop()
         if not isinstance(kind, type) or get_args(kind):

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from dragontune.costs import Costs
 from dragontune.errors import NonFiniteError
-from dragontune.evaluation.generations import Costs, Generations, Making
+from dragontune.evaluation.generations import Generations, Making
 from dragontune.evaluation.plots import Clip
 from dragontune.evaluation.statistics import Change, WinRate, item_wins, outcome, subset_wins
 from dragontune.rewards.base import Features, InstanceReward, Reward

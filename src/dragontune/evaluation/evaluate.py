@@ -1,5 +1,7 @@
 """Compare the tuned model with the model it came from: same prompts, same noise, every reward, one page.
 
+The untuned model may be steered beside it; a model without an adapter is compared with itself when it is steered.
+
 Win rates of single items are those of DRAGON (Bai et al. 2025, arXiv 2504.15217). For rewards of a whole set its
 definition could not be recovered; here it is the share of random subsets of the prompts on which the tuned model's
 set scores higher.
@@ -16,8 +18,10 @@ from platform import python_version
 
 from dragontune.embedded import locate
 from dragontune.errors import InputError
-from dragontune.evaluation.comparison import Comparison
-from dragontune.evaluation.generations import Making, Progress
+from dragontune.evaluation import arms
+from dragontune.evaluation.arms import STEERED, STEERING_REWARD, TUNED
+from dragontune.evaluation.comparison import Comparison, Verdict
+from dragontune.evaluation.generations import Making, Progress, Steered
 from dragontune.evaluation.looks import Looks
 from dragontune.evaluation.report import Page, render, write
 from dragontune.generators.base import Generator
@@ -96,22 +100,27 @@ def evaluate(
     progress: Progress | None = None,
     recipe: str | None = None,
     looks: Looks | None = None,
+    steer: Steered | None = None,
 ) -> dict:
     """Compare, write `out/index.html` and `out/metrics.json`, and return the metrics.
 
     `generator` carries the adapter; the untuned model is the same one with the adapter off. `history` is the run's log,
-    a row a round; `recipe` is a text to show on the page; `looks` are those of the run's guard. In the metrics higher
-    is better always: a distance is negative.
+    a row a round; `recipe` is a text to show on the page; `looks` are those of the run's guard. With `steer` the
+    untuned model is steered, too, and compared with best of n at the same cost; a generator without an adapter is then
+    compared with itself steered. In the metrics higher is better always: a distance is negative.
 
     Raises:
-        InputError: too few prompts for a reward.
+        InputError: too few prompts for a reward, or the steering does not fit.
         NonFiniteError: a reward is NaN or infinite; the message names it and the item.
     """
     started = time.perf_counter()
     prompts = evaluation.read()
     name, rewards = evaluation.named(target)
-    evaluation.check(rewards, len(prompts))
-    if len(prompts) < 2 * evaluation.subset and not all(isinstance(each, InstanceReward) for each in rewards.values()):
+    judges = rewards if steer is None else judged(rewards, steer.steering.reward)
+    evaluation.check(judges, len(prompts))
+    if steer is not None:
+        steer.check(len(prompts))
+    if len(prompts) < 2 * evaluation.subset and not all(isinstance(each, InstanceReward) for each in judges.values()):
         warnings.warn(
             f"subsets of {evaluation.subset} out of {len(prompts)} prompts have most prompts in common, so their win "
             "rates are near 0 or 1 by chance; lower evaluation.subset or add prompts",
@@ -119,19 +128,23 @@ def evaluate(
         )
     key, tell = Key(seed).fold("evaluation"), progress or silent
     heard = spaced(len(prompts), evaluation.players)
-    making = Making(generator, sampler, prompts, rewards, evaluation.micro_batch, key.fold("noise"), tell)
-    with generator.reference():
-        base = making.make("untuned model", range(len(prompts)), heard)
-    tuned = making.make("tuned model", range(len(prompts)), heard)
-    comparison = Comparison(making, base, tuned)
-    verdicts = [
-        comparison.verdict(each, each == name, evaluation.subset, evaluation.subsets, key.fold("subsets", each))
-        for each in rewards
-    ]
-    sweep = comparison.sweep(evaluation.scales, spaced(len(prompts), evaluation.subset))
+    making = Making(generator, sampler, prompts, judges, evaluation.micro_batch, key.fold("noise"), tell)
+    tuned = steer is None or any(True for _ in generator.parameters())
+    compared = arms.lineup(sampler, making.key, tuned, steer)
+    made = [arm.make(making, heard) for arm in compared]
+    comparison = Comparison(making, made[0], made[1])
+
+    def judge(sides: Comparison, each: str) -> Verdict:
+        return sides.verdict(each, each == name, evaluation.subset, evaluation.subsets, key.fold("subsets", each))
+
+    found = [judge(comparison, each) for each in judges]
+    verdicts = [verdict for verdict in found if verdict.name in rewards]
+    steering = None if steer is None else arms.compare(comparison, found, compared, made, judge)
+    sweep = comparison.sweep(evaluation.scales if tuned else (), spaced(len(prompts), evaluation.subset))
     metrics = {
         "prompts": len(prompts),
         "rewards": {verdict.name: verdict.record() for verdict in verdicts},
+        **({"steering": steering.record()} if steering else {}),
         "seconds": round(time.perf_counter() - started, 3),
         "package_versions": versions(),
         "seed": seed,
@@ -150,11 +163,13 @@ def evaluate(
         sweep=sweep,
         history=tuple(history or ()),
         looks=looks,
-        costs=base.costs + tuned.costs + sweep.costs,
+        costs=sum((side.costs for side in made), sweep.costs),
         seconds=metrics["seconds"],
         change=comparison.change(),
         versions=metrics["package_versions"],
         recipe=recipe,
+        after=TUNED if tuned else STEERED,
+        steering=steering,
     )
     out.mkdir(parents=True, exist_ok=True)
     write(out / "index.html", render(page))
@@ -185,6 +200,13 @@ def named(rewards: Mapping[str, Reward], target: Reward) -> tuple[str, dict[str,
         return TARGET, dict(rewards)
     listed = next((name for name, reward in rewards.items() if reward is target), None)
     return (listed, dict(rewards)) if listed else (TARGET, {TARGET: target, **rewards})
+
+
+def judged(rewards: Mapping[str, Reward], steering: Reward) -> dict[str, Reward]:
+    """The rewards, with the one that steers if it is none of them."""
+    if any(arms.same(reward, steering) for reward in rewards.values()):
+        return dict(rewards)
+    return {**rewards, STEERING_REWARD: steering}
 
 
 def spaced(total: int, count: int) -> list[int]:

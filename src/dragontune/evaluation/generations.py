@@ -1,41 +1,73 @@
 """Generate for an evaluation, keeping little: features for the rewards, latents, and the audio of a few items."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import ceil
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor
 
-from dragontune.data import join_columns
+from dragontune.costs import Costs
+from dragontune.data import Samples, join_columns
+from dragontune.errors import InputError
 from dragontune.evaluation.plots import Clip
 from dragontune.generators.base import Generator
 from dragontune.media.audio import Audio
-from dragontune.rewards.base import Features, Reward
-from dragontune.sampling import Sampler
+from dragontune.process import ReverseProcess
+from dragontune.rewards.base import DistributionReward, Features, Reward
 from dragontune.seeding import Key
+from dragontune.steering.base import Steering
 
 Progress = Callable[[str, int, int], None]
 """Called with what is going on, how much is done and how much there is."""
 
 
-@dataclass(frozen=True)
-class Costs:
-    """What an evaluation took; denoiser calls are counted by item (guidance makes two a step)."""
+@dataclass(frozen=True, eq=False)
+class Steered:
+    """Generation that is steered: how, and the sampler that is walked.
 
-    items: int = 0
-    calls: int = 0
-    decodes: int = 0
-    encodes: int = 0
+    With a reward of sets, items are made up to `batch` at a time, each batch judged together with all before it.
 
-    def __add__(self, other: "Costs") -> "Costs":
-        """Both together."""
-        return Costs(
-            self.items + other.items,
-            self.calls + other.calls,
-            self.decodes + other.decodes,
-            self.encodes + other.encodes,
-        )
+    >>> Steered(Svdd(reward, candidates=8), Sampler(steps=12, guidance=2.0, order=1, eta=1))
+
+    Raises:
+        InputError: this sampler cannot be steered so, or a batch is empty.
+    """
+
+    steering: Steering
+    sampler: ReverseProcess
+    batch: int = 40
+
+    def __post_init__(self) -> None:
+        self.steering.check(self.sampler)
+        if self.batch < 1:
+            raise InputError(f"expected a batch of 1 or more items, got {self.batch}; 40 is the default")
+
+    @property
+    def sets(self) -> bool:
+        """Whether items are judged together."""
+        return isinstance(self.steering.reward, DistributionReward)
+
+    def costs(self, count: int, key: Key) -> Costs:
+        """Of so many items; a set that steers looks once more at each that is finished."""
+        remembered = Costs(encodes=count) if self.sets else Costs()
+        return self.steering.budget(self.sampler, count, key) + remembered
+
+    def check(self, count: int) -> None:
+        """InputError if so few items cannot be judged together."""
+        reward, least = self.steering.reward, min((len(batch) for batch in self.batches(count)), default=0)
+        if self.sets and least < reward.minimum:
+            raise InputError(
+                f"expected at least {reward.minimum} items at once for {reward.label}, which scores sets, got {least}; "
+                "ask for more items, or raise batch"
+            )
+
+    def batches(self, count: int) -> list[range]:
+        """Positions of the items that are made together: as few batches as `batch` allows, of nearly one size."""
+        parts = ceil(count / self.batch)
+        return [range(i * count // parts, (i + 1) * count // parts) for i in range(parts)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,31 +75,40 @@ class Generations:
     """What one model made of the prompts, as far as it is kept."""
 
     features: Mapping[str, Features]
-    latents: Float[Tensor, " n *latent"]
+    latents: Shaped[Tensor, " n *latent"]
     clips: Mapping[int, Clip]
     costs: Costs
 
 
 @dataclass(frozen=True, eq=False)
 class Making:
-    """How items are made: item `i` is prompt `i` with noise `i`, whichever model makes it, however it is batched."""
+    """How items are made: item `i` is prompt `i` with noise `i`, whichever model makes it, however it is batched.
+
+    With `steered` the untuned or tuned model is steered over its own sampler, and `sampler` is not used. A set that
+    steers is made batch by batch, in the order of the items.
+    """
 
     generator: Generator
-    sampler: Sampler
+    sampler: ReverseProcess
     prompts: Sequence[str]
     rewards: Mapping[str, Reward]
     micro_batch: int
     key: Key
     progress: Progress
+    steered: Steered | None = None
 
     @torch.no_grad()
     def make(self, phase: str, items: Sequence[int], players: Sequence[int] = ()) -> Generations:
         """Generate and encode `items` with the generator as it is now; keep those of `players` that are audio."""
         self.progress(phase, 0, len(items))
-        parts = []
-        for start in range(0, len(items), self.micro_batch):
-            parts.append(self._part(items[start : start + self.micro_batch], players))
-            self.progress(phase, min(start + self.micro_batch, len(items)), len(items))
+        parts, done = [], 0
+        for samples, part in self._batches(items, players):
+            heard = [item for item in part if item in players]
+            features = {name: reward.encode(samples) for name, reward in self.rewards.items()}
+            clips = {item: clip(samples.media, part.index(item)) for item in heard if isinstance(samples.media, Audio)}
+            parts.append(Generations(features, samples.latents.cpu(), clips, self._costs(samples)))
+            done += len(part)
+            self.progress(phase, done, len(items))
         return Generations(
             {name: join_columns([part.features[name] for part in parts]) for name in self.rewards},
             torch.cat([part.latents for part in parts]),
@@ -75,16 +116,48 @@ class Making:
             sum((part.costs for part in parts), Costs()),
         )
 
-    def _part(self, items: Sequence[int], players: Sequence[int]) -> Generations:
-        heard = [item for item in items if item in players]
-        decode = bool(heard) or any(reward.needs_media for reward in self.rewards.values())
+    def _batches(self, items: Sequence[int], players: Sequence[int]) -> Iterator[tuple[Samples, Sequence[int]]]:
+        """Micro-batches of the items, decoded where a reward or a player wants it."""
+        made, steered, size = None, self.steered, self.micro_batch
+        if steered is None or not steered.sets:
+            for start in range(0, len(items), size):
+                part = items[start : start + size]
+                yield self._decoded(self._walk(part, None), part, players), part
+            return
+        for batch in steered.batches(len(items)):
+            together = items[batch.start : batch.stop]
+            latents = self._walk(together, made)
+            for start in range(0, len(together), size):
+                part = together[start : start + size]
+                samples = self._decoded(latents[start : start + size], part, players)
+                made = steered.steering.remember(made, samples)
+                yield samples, part
+
+    def _walk(self, items: Sequence[int], made: Features | None) -> Shaped[Tensor, " n *latent"]:
+        """Latents of items that are made together."""
+        sampler, steer = self.sampler, None
+        if self.steered:
+            sampler, steer = self.steered.sampler, partial(self.steered.steering, made=made)
         asked = [self.prompts[item] for item in items]
-        samples = self.sampler.sample(self.generator, asked, self.key, items=items, decode=decode)
-        features = {name: reward.encode(samples) for name, reward in self.rewards.items()}
-        clips = {item: clip(samples.media, items.index(item)) for item in heard if isinstance(samples.media, Audio)}
-        count = len(items)
-        costs = Costs(count, self.sampler.calls(count), count * decode, count * len(self.rewards))
-        return Generations(features, samples.latents.cpu(), clips, costs)
+        return sampler.sample(self.generator, asked, self.key, items=items, steer=steer, decode=False).latents
+
+    def _decoded(self, latents: Shaped[Tensor, " n *latent"], items: Sequence[int], players: Sequence[int]) -> Samples:
+        asked = tuple(self.prompts[item] for item in items)
+        judges = [
+            *self.rewards.values(),
+            *([self.steered.steering.reward] if self.steered and self.steered.sets else []),
+        ]
+        decode = any(item in players for item in items) or any(reward.needs_media for reward in judges)
+        return Samples(asked, latents, self.generator.decode(latents) if decode else None)
+
+    def _costs(self, samples: Samples) -> Costs:
+        """Of making the samples, and of showing them to every reward."""
+        count = len(samples)
+        decodes, encodes = count * (samples.media is not None), count * len(self.rewards)
+        if self.steered is None:
+            return Costs(count, self.sampler.calls(count), decodes, encodes)
+        spent = self.steered.costs(count, self.key)
+        return replace(spent, decodes=spent.decodes - count + decodes, encodes=spent.encodes + encodes)
 
 
 def clip(audio: Audio, row: int) -> Clip:

@@ -11,10 +11,13 @@ from importlib.resources import files
 from math import floor, isfinite, log10
 from pathlib import Path
 
+from dragontune.costs import Costs
 from dragontune.evaluation import plots
+from dragontune.evaluation.arms import UNTUNED, Result, Steering
 from dragontune.evaluation.comparison import Player, Sweep, Verdict
-from dragontune.evaluation.generations import Costs
 from dragontune.evaluation.looks import Looks, Trial
+from dragontune.evaluation.plots import Clip
+from dragontune.evaluation.statistics import WinRate
 
 MINUS = "\N{MINUS SIGN}"
 
@@ -24,7 +27,7 @@ class Page:
     """Everything the page tells; the target's verdict comes first.
 
     `optimised` is the class of the reward that was tuned towards; `stand_in`: the evaluation judges by another in its
-    place.
+    place. `after` says what the untuned model is compared with: the same model tuned, or steered.
     """
 
     model: str
@@ -45,6 +48,8 @@ class Page:
     change: float
     versions: Mapping[str, str]
     recipe: str | None
+    after: str = "tuned"
+    steering: Steering | None = None
 
     @property
     def target(self) -> Verdict:
@@ -79,7 +84,41 @@ class Page:
     @cached_property
     def pictures(self) -> list[tuple[Player, list[dict[str, str]]]]:
         """Each prompt's two clips as audio, spectrogram and waveform; the two share one decibel scale."""
-        return [(player, _pictures(player)) for player in self.players]
+        return [(player, _pictures({"before": player.before, "after": player.after})) for player in self.players]
+
+    @cached_property
+    def arms(self) -> list[tuple[Result, list[tuple[str, WinRate | None]]]]:
+        """Each way to make items with every reward's number, and its win rate against the untuned model."""
+        if self.steering is None:
+            return []
+        results = self.steering.results
+        columns = [
+            numbers(*(shown(verdict.after, verdict.distance) for verdict in column))
+            for column in zip(*(result.verdicts for result in results), strict=True)
+        ]
+        return [
+            (
+                result,
+                [
+                    (number, None if result.arm.name == UNTUNED else verdict.wins)
+                    for number, verdict in zip(row, result.verdicts, strict=True)
+                ],
+            )
+            for result, row in zip(results, zip(*columns, strict=True), strict=True)
+        ]
+
+    @cached_property
+    def steered_pictures(self) -> list[tuple[str, list[dict[str, str]]]]:
+        """The prompt of each player, and its clips by the arms that are not heard above."""
+        if self.steering is None:
+            return []
+        clips = {result.arm.name: result.clips for result in self.steering.shown}
+        items = sorted({item for found in clips.values() for item in found})
+        return [
+            (player.prompt, _pictures({name: found[item] for name, found in clips.items()}))
+            for item, player in zip(items, self.players, strict=True)
+            if clips
+        ]
 
     @cached_property
     def curve(self) -> str | None:
@@ -246,8 +285,8 @@ def _row(verdict: Verdict) -> dict[str, object]:
     return {"verdict": verdict, "before": before, "after": after, "better": better, "sure": sure}
 
 
-def _pictures(player: Player) -> list[dict[str, str]]:
-    clips = {"before": player.before, "after": player.after}
+def _pictures(clips: Mapping[str, Clip]) -> list[dict[str, str]]:
+    """One decibel scale for all."""
     levels = {name: plots.log_mel(clip) for name, clip in clips.items()}
     top = max(-60.0, *(float(level.max()) for level in levels.values()))
     return [
