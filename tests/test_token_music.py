@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from dragontune.data import Rows
+from dragontune.cli import run
+from dragontune.data import Rows, Samples
+from dragontune.encoders.clap import TinyClap
 from dragontune.generators import token_music
 from dragontune.generators.codes import fit
 from dragontune.generators.pretrained import load, load_codec
@@ -13,6 +15,7 @@ from dragontune.generators.tiny_music import TinyMusic
 from dragontune.generators.token_music import TokenMusic, TokenMusicPipeline
 from dragontune.generators.tokens import TokenTransformer
 from dragontune.media.audio import Audio
+from dragontune.rewards.alignment import Alignment
 from dragontune.seeding import Key
 from dragontune.unmasking import Unmasking
 
@@ -77,3 +80,23 @@ def test_a_saved_model_comes_back(music: TokenMusic, tmp_path: Path):
     assert torch.equal(first.waveform, second.waveform)
     codec = load_codec(str(tmp_path), "cpu")
     assert torch.equal(codec.encode(first), music.base.codec.encode(first))
+
+
+def test_the_embedded_model_makes_music_that_is_steered_from_the_command_line(tmp_path: Path):
+    """Its clips follow their prompts, and a candidate more costs what is said."""
+    generator = load("tiny-tokens")
+    prompts = [f"a slow air for {name}" for name in ("flute", "banjo", "organ", "choir")]
+    samples = Unmasking(8, guidance=2.0).sample(generator, prompts, Key(0))
+    reward = Alignment(TinyClap())
+    mismatched = Samples(tuple(prompts[1:] + prompts[:1]), samples.latents, samples.media)
+    assert reward(samples).mean() > reward(mismatched).mean() + 0.2
+
+    steer = tmp_path / "steer.yaml"
+    steer.write_text(
+        "steering: {class_path: Svdd, init_args: {candidates: 2, reward: {class_path: KeyStrength}}}\n"
+        "sampler: {steps: 4, guidance: 1.0, order: 1, eta: 1.0}\n"
+    )
+    words = ["--model", "tiny-tokens", "--prompt", prompts[0], "--steer", str(steer), "--out", str(tmp_path / "clips")]
+    assert run(["generate", *words]) == 0
+    assert (tmp_path / "clips" / "scores.csv").exists()
+    assert run(["evaluate", "--model", "tiny-tokens", "--steer", str(steer), "--prompts", "x", "--out", "y"]) == 2

@@ -148,7 +148,7 @@ def _evaluate(argv: list[str]) -> None:
 
 def _generate(argv: list[str]) -> None:
     options = _Options("generate", "Make clips from prompts.")
-    options.add_argument("--model", help="tiny-music, a diffusers folder or a hub name (default: the adapter's)")
+    options.add_argument("--model", help="tiny-music, tiny-tokens, a folder or a hub name (default: the adapter's)")
     texts = options.add_mutually_exclusive_group(required=True)
     texts.add_argument("--prompt", metavar="TEXT")
     texts.add_argument("--prompts", metavar="FILE", help="one prompt a line")
@@ -163,7 +163,7 @@ def _generate(argv: list[str]) -> None:
     options.add_argument("--guidance", type=float, metavar="W", help="(default: STEER's, the run's or 2)")
     given = options.parse_args(argv)
     _import_parts()
-    from dragontune.commands.generate import Adapter, Request, first_sampler, generate, origin
+    from dragontune.commands.generate import Adapter, Request, first_sampler, fitting, generate, origin
     from dragontune.commands.recipe import read_prompts
     from dragontune.sampling import Sampler
 
@@ -175,8 +175,9 @@ def _generate(argv: list[str]) -> None:
     prompts = [given.prompt] if given.prompt is not None else read_prompts(given.prompts)
     steer, said = _read_steer(given.steer) if given.steer else (None, None)
     sampler = dataclasses.replace(steer.walked(sampler), **wanted) if steer else sampler
-    steered = steer and steer.over(sampler)
-    request = Request(model, tuple(prompts), adapters, given.scale, given.seed, sampler, given.count, steered, said)
+    process = fitting(model, sampler)
+    steered = steer and steer.over(process)
+    request = Request(model, tuple(prompts), adapters, given.scale, given.seed, process, given.count, steered, said)
     generate(request, given.out)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from dragontune.errors import InputError
 
 ASSETS = Path(__file__).parent / "assets"
-NAMES = ("tiny-music", "tiny-clap")
+NAMES = ("tiny-music", "tiny-clap", "tiny-tokens")
 
 
 def locate(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""The public conformance suite: what every generator, encoder and reward must keep, and a toy of each to try things on.
+"""The public conformance suite: what generators, encoders, rewards and steerings must keep, and toys to try things on.
 
 The toy generator lives in two dimensions and knows the exact denoiser of its data, a mixture of two Gaussians, so that
 whatever tuning does to it can be compared with a closed form.
@@ -6,22 +6,27 @@ whatever tuning does to it can be compared with a closed form.
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from hashlib import sha256
+from unittest.mock import patch
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dragontune.costs import Costs
 from dragontune.data import Media, Rows, Samples
 from dragontune.encoders.base import Embeddings, Encoder, TextEncoder
 from dragontune.errors import InputError
 from dragontune.generators import adapters
 from dragontune.generators.base import Generator
+from dragontune.process import ReverseProcess
 from dragontune.rewards.base import DifferentiableReward, Features, InstanceReward, Reward
 from dragontune.schedule import Edm, Schedule, expand
+from dragontune.seeding import Key
+from dragontune.steering.base import Steering
 
 
 @dataclass(frozen=True, eq=False)
@@ -315,6 +320,72 @@ def _traced(samples: Samples) -> tuple[list[Tensor], Samples]:
             return [latents, leaf], Samples(samples.prompts, latents, replace(samples.media, **{name: leaf}))
         case _:
             return [latents], Samples(samples.prompts, latents, None)
+
+
+def check_steering(
+    steering: Steering,
+    process: ReverseProcess,
+    generator: Generator,
+    prompts: Sequence[str] = ("one", "two", "", "one"),
+) -> None:
+    """AssertionError where a steering breaks its promises; `prompts` are 2 or more. A reward of sets sees an order."""
+    key, count = Key(3), len(prompts)
+
+    def latents(steering: Steering, order: Sequence[int] = range(count)) -> Tensor:
+        return process.sample(generator, [prompts[i] for i in order], key, items=order, steer=steering).latents
+
+    before = torch.get_rng_state()
+    with _spied(generator, steering.reward) as seen:
+        first = latents(steering)
+    assert torch.equal(torch.get_rng_state(), before), "the global random state of torch is touched"
+    assert len(first) == count, f"{count} prompts gave {len(first)} results"
+    assert first.shape[1:] == generator.latent_shape, f"results of shape {tuple(first.shape[1:])}"
+    assert not first.requires_grad, "results carry gradients"
+    _check_budget(steering.budget(process, count, key), seen)
+    rows = max(steering.micro_batch, count) * (2 if process.calls(1) > process.steps else 1)
+    assert seen["widest"] <= rows, f"{seen['widest']} rows at once, more than {rows}"
+    assert torch.equal(latents(steering), first), "the same call gives other bits"
+    for micro_batch in (1, 1000):
+        other = latents(replace(steering, micro_batch=micro_batch))  # pyright: ignore[reportArgumentType] - a dataclass
+        _almost(other, first, f"a micro-batch of {micro_batch} gives another result")
+    if isinstance(steering.reward, InstanceReward):
+        back = list(range(count))[::-1]
+        _almost(latents(steering, back).flip(0), first, "the result depends on the order of the prompts")
+        alone = torch.cat([latents(steering, [i]) for i in range(count)])
+        _almost(alone, first, "the result of a prompt depends on the others")
+
+
+@contextmanager
+def _spied(generator: Generator, reward: Reward) -> Iterator[dict[str, int]]:
+    """Counts rows by what is done to them, and those of the widest call."""
+    count: dict[str, int] = {"denoise": 0, "gradients": 0, "decode": 0, "encode": 0, "widest": 0}
+
+    def counted(watched: Generator | Reward, name: str) -> AbstractContextManager[object]:
+        inner = getattr(type(watched), name)
+
+        def spy(found: object, rows: Tensor | Samples, *others: Tensor | Rows) -> object:
+            if found is watched:
+                traced = name == "denoise" and isinstance(rows, Tensor) and rows.requires_grad
+                count["gradients" if traced else name] += len(rows)
+                count["widest"] = max(count["widest"], len(rows))
+            return inner(found, rows, *others)
+
+        return patch.object(type(watched), name, spy)
+
+    with counted(generator, "denoise"), counted(generator, "decode"), counted(reward, "encode"):
+        yield count
+
+
+def _check_budget(budget: Costs, seen: dict[str, int]) -> None:
+    """What is decoded again on the way back of a gradient is not counted as another decode."""
+    found = Costs(budget.items, seen["denoise"], seen["decode"], seen["encode"], seen["gradients"])
+    if budget.gradient_calls and found.decodes > budget.decodes:
+        found = replace(found, decodes=budget.decodes)
+    assert found == budget, f"the budget says {budget}, but it was {found}"
+
+
+def _almost(got: Tensor, expected: Tensor, what: str) -> None:
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5, msg=_says(what))
 
 
 def _says(what: str) -> Callable[[str], str]:

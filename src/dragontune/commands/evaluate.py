@@ -10,7 +10,7 @@ from dragontune.errors import InputError, InterruptedRun
 from dragontune.evaluation.arms import LatentDiversity
 from dragontune.evaluation.evaluate import Evaluation
 from dragontune.evaluation.evaluate import evaluate as compare
-from dragontune.generators.pretrained import load
+from dragontune.generators.pretrained import load, of_tokens
 from dragontune.sampling import Sampler
 from dragontune.training import files
 from dragontune.training.progress import reporter
@@ -107,6 +107,10 @@ def evaluate_model(model: str, steer: Steer, text: str, prompts: str | None, out
     evaluation.check(evaluation.named(reward)[1], len(asked))
     steered.check(len(asked))
     files.make_folder(out)
+    if of_tokens(model):
+        raise InputError(
+            f"expected a continuous diffusion model in evaluate, got {model}, one of tokens; generate with it"
+        )
     generator = load(model)
     try:
         with reporter() as report:

@@ -4,7 +4,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +15,14 @@ from dragontune.errors import InputError, InterruptedRun
 from dragontune.evaluation.generations import Steered
 from dragontune.generators.adapters import CONFIG_FILE
 from dragontune.generators.base import Generator
-from dragontune.generators.pretrained import load
+from dragontune.generators.pretrained import load, of_tokens
 from dragontune.media.audio import Audio
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
 from dragontune.training import files, guard
 from dragontune.training.listening import file_name
 from dragontune.training.progress import reporter
+from dragontune.unmasking import Unmasking
 
 SETTINGS = "generation.json"
 LARGEST_WEIGHT = 10.0
@@ -104,7 +105,7 @@ class Request:
     adapters: tuple[Adapter, ...]
     scale: float
     seed: int
-    sampler: Sampler
+    sampler: Sampler | Unmasking
     count: int = 1
     steered: Steered | None = None
     steering: Mapping[str, Any] | None = None
@@ -169,6 +170,11 @@ def origin(model: str | None, adapters: Sequence[Adapter]) -> tuple[str, list[tu
     return found, runs
 
 
+def fitting(model: str, sampler: Sampler) -> Sampler | Unmasking:
+    """The process of a model: that sampler, or, for a model of tokens, one that unmasks in as many steps."""
+    return Unmasking(sampler.steps, sampler.guidance) if of_tokens(model) else sampler
+
+
 def common_model(named: Sequence[tuple[Adapter, str | None]]) -> str | None:
     """The model that the recipes of the adapters name, if any does.
 
@@ -209,6 +215,8 @@ def generate(request: Request, out: Path) -> None:
     if request.steered is not None:
         print(budget(request.steered, clips.costs(), clips.missing(), len(clips.wanted)), flush=True)
     generator = request.generator()
+    if clips.steered is not None:
+        clips = replace(clips, steered=clips.steered.fitted(generator, 1))
     _claim(request, out)
     try:
         with reporter() as report, generator.scaled(request.gamma):

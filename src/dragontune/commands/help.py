@@ -25,7 +25,7 @@ dragontune: tune, steer and judge generative media models with any reward
   dragontune doctor RECIPE.yaml
       check everything, estimate memory and time, run nothing
 
-MODEL is tiny-music (embedded), a local diffusers folder or a hub name.
+MODEL is tiny-music or tiny-tokens (embedded), a local diffusers folder or a hub name.
 `dragontune VERB --help` says more. Exit codes: 0 done, 1 a defect, 2 wrong input, 5 stopped on a number that is not
 finite, 75 interrupted with the state saved.
 """

@@ -8,6 +8,7 @@ from dragontune.costs import Costs
 from dragontune.evaluation.arms import times_plain
 from dragontune.evaluation.evaluate import Evaluation
 from dragontune.evaluation.generations import Steered
+from dragontune.process import ReverseProcess
 from dragontune.rewards.base import DistributionReward
 from dragontune.sampling import Sampler
 from dragontune.steering.base import Steering
@@ -24,7 +25,8 @@ class Steer:
 
     Without `sampler`, `BestOfN` and `GradientGuidance` walk the plain sampler (the run's, or the usual one), and all
     others one that draws at random: 40 steps, guidance 2, order 1, eta 1. With a reward of sets, items are made up to
-    `batch` at a time. `evaluation` is for `dragontune evaluate --model`: what to compare on.
+    `batch` at a time. With `memory` (MiB beside the weights) the method's `micro_batch` is the largest that fits; it
+    changes memory only. `evaluation` is for `dragontune evaluate --model`: what to compare on.
 
     >>> Steer(Svdd(KeyStrength(), candidates=8), Sampler(steps=12, guidance=2.0, order=1, eta=1))
     """
@@ -32,6 +34,7 @@ class Steer:
     steering: Steering
     sampler: Sampler | None = None
     batch: int = 40
+    memory: float | None = None
     evaluation: Evaluation | None = None
 
     def walked(self, plain: Sampler) -> Sampler:
@@ -39,13 +42,13 @@ class Steer:
         fits = isinstance(self.steering, BestOfN | GradientGuidance)
         return self.sampler or (plain if fits else RANDOM)
 
-    def over(self, sampler: Sampler) -> Steered:
+    def over(self, sampler: ReverseProcess) -> Steered:
         """The steering of a sampler.
 
         Raises:
             InputError: it cannot be steered so.
         """
-        return Steered(self.steering, sampler, self.batch)
+        return Steered(self.steering, sampler, self.batch, self.memory)
 
 
 def decisive(steer: Steer, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,8 +69,14 @@ def budget(steered: Steered, spent: Costs, left: int, total: int) -> str:
     calls = [f"{spent.calls:,} denoiser calls"] if spent.calls else []
     if spent.gradient_calls:
         calls.append(f"{spent.gradient_calls:,} differentiated denoiser calls, each of which counts twice")
+    once = steered.steering.preparation(steered.sampler)
+    learning = (
+        f"\nBefore that a value is learnt, once: {once.items} generations, {once.calls:,} denoiser calls and "
+        f"{once.encodes:,} reward calls."
+    )
     return (
         f"Steering {clips} with {type(steered.steering).__name__} towards {steered.steering.reward.label}: "
         f"{times_plain(replace(spent, items=left), steered.sampler):.3g} times a plain generation.\n"
         f"It takes {' and '.join(calls)}; {spent.encodes:,} reward calls and {spent.decodes:,} decodes."
+        f"{learning if once.items else ''}"
     )

@@ -120,6 +120,7 @@ def evaluate(
     evaluation.check(judges, len(prompts))
     if steer is not None:
         steer.check(len(prompts))
+        steer = steer.fitted(generator, min(evaluation.micro_batch, len(prompts)))
     if len(prompts) < 2 * evaluation.subset and not all(isinstance(each, InstanceReward) for each in judges.values()):
         warnings.warn(
             f"subsets of {evaluation.subset} out of {len(prompts)} prompts have most prompts in common, so their win "

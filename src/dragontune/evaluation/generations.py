@@ -29,6 +29,7 @@ class Steered:
     """Generation that is steered: how, and the sampler that is walked.
 
     With a reward of sets, items are made up to `batch` at a time, each batch judged together with all before it.
+    `memory` in MiB is what `fitted` keeps to.
 
     >>> Steered(Svdd(reward, candidates=8), Sampler(steps=12, guidance=2.0, order=1, eta=1))
 
@@ -39,16 +40,26 @@ class Steered:
     steering: Steering
     sampler: ReverseProcess
     batch: int = 40
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         self.steering.check(self.sampler)
         if self.batch < 1:
             raise InputError(f"expected a batch of 1 or more items, got {self.batch}; 40 is the default")
+        if self.memory is not None and not self.memory > 0:
+            raise InputError(f"expected memory above 0 MiB, got {self.memory:g}; raise it, or leave it out")
 
     @property
     def sets(self) -> bool:
         """Whether items are judged together."""
         return isinstance(self.steering.reward, DistributionReward)
+
+    def fitted(self, generator: Generator, together: int) -> "Steered":
+        """The same with the `micro_batch` that `memory` allows, if there is any, for so many items at a time."""
+        if self.memory is None:
+            return self
+        count = self.batch if self.sets else together
+        return replace(self, steering=self.steering.within(self.memory, self.sampler, generator, count), memory=None)
 
     def costs(self, count: int, key: Key) -> Costs:
         """Of so many items; a set that steers looks once more at each that is finished."""

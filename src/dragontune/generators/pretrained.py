@@ -30,14 +30,16 @@ class Family:
 
     open_generator: Callable[[str, str, torch.device, Precision], Adapted]
     open_codec: Callable[[str, torch.device], Codec]
+    tokens: bool = False
+    """Whether its latents are tokens, which are unmasked instead of denoised."""
 
 
 FAMILIES = {
     "TinyMusicPipeline": Family(tiny_music.open_generator, tiny_music.open_codec),
     "StableAudioPipeline": Family(stable_audio.open_generator, stable_audio.open_codec),
     "WanPipeline": Family(wan.open_generator, wan.open_codec),
-    "LettersPipeline": Family(sequences.open_generator, sequences.open_codec),
-    "TokenMusicPipeline": Family(token_music.open_generator, token_music.open_codec),
+    "LettersPipeline": Family(sequences.open_generator, sequences.open_codec, tokens=True),
+    "TokenMusicPipeline": Family(token_music.open_generator, token_music.open_codec, tokens=True),
 }
 
 
@@ -63,6 +65,11 @@ def load(
     return generator
 
 
+def of_tokens(model: str) -> bool:
+    """Whether the latents of a model are tokens. Its weights are not read."""
+    return _family(find(model)).tokens
+
+
 def load_codec(model: str, device: str | torch.device = "auto") -> Codec:
     """The model's autoencoder without the rest."""
     folder = find(model)
@@ -75,7 +82,7 @@ def find(model: str) -> Path:
     if is_embedded(model) or Path(model).expanduser().exists():
         return locate(model)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
-        raise InputError(f"expected tiny-music, a model folder or a hub name (owner/model), got {model}; check it")
+        raise InputError(f"expected tiny-music, tiny-tokens, a model folder or a hub name (owner/model), got {model}; check it")
     try:
         return Path(snapshot_download(model, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

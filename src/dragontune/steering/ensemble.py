@@ -46,8 +46,8 @@ class Ensemble(InstanceReward[Tensor]):
                 )
             if isinstance(reward, Crop) or standardise.learns(reward):
                 raise InputError(
-                    f"expected rewards of whole items with fixed scales in an Ensemble, got {name!r}, a {reward.label}; "
-                    "give the reward itself, and a sum its scales"
+                    f"expected rewards of whole items with fixed scales in an Ensemble, got {name!r}, a "
+                    f"{reward.label}; give the reward itself, and a sum its scales"
                 )
         for name, weight in self.weights.items():
             if name not in self.rewards:

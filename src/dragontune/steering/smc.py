@@ -62,8 +62,8 @@ class Smc(Steering):
             )
         if isinstance(self.reward, Ensemble) and self.reward.combine != "sum":
             raise InputError(
-                f"expected an Ensemble with combine: sum in Smc, got {self.reward.combine}, whose values depend on what "
-                "they are compared with, so that they define no law; set sum"
+                f"expected an Ensemble with combine: sum in Smc, got {self.reward.combine}, whose values depend on "
+                "what they are compared with, so that they define no law; set sum"
             )
         self.value.fit_to(self.reward)
 
