@@ -108,6 +108,11 @@ def check_instance_reward(reward: Reward, algorithm: object) -> None:
             f"expected an InstanceReward as reward of {kind}, got {reward.label}, which scores whole sets; choose "
             "another reward, or Dragon as algorithm"
         )
+    check_fixed(reward, kind)
+
+
+def check_fixed(reward: Reward, kind: str) -> None:
+    """InputError unless the reward says the same of an item whenever it is asked."""
     if isinstance(reward, Crop):
         raise InputError(
             f"expected a reward of whole items in {kind}, got {reward.label}; crops are for algorithms that follow "

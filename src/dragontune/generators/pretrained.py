@@ -82,7 +82,9 @@ def find(model: str) -> Path:
     if is_embedded(model) or Path(model).expanduser().exists():
         return locate(model)
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
-        raise InputError(f"expected tiny-music, tiny-tokens, a model folder or a hub name (owner/model), got {model}; check it")
+        raise InputError(
+            f"expected tiny-music, tiny-tokens, a model folder or a hub name (owner/model), got {model}; check it"
+        )
     try:
         return Path(snapshot_download(model, allow_patterns=HUB_FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

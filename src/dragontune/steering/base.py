@@ -7,14 +7,13 @@ from typing import TypeVar
 
 import torch
 
+from dragontune.algorithms.rollouts import check_fixed
 from dragontune.costs import Costs
 from dragontune.data import Samples, join_columns
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
 from dragontune.process import ReverseProcess, State
-from dragontune.rewards import standardise
 from dragontune.rewards.base import DistributionReward, Features, InstanceReward, Reward
-from dragontune.rewards.crop import Crop
 from dragontune.seeding import Key
 from dragontune.steering.foresight import Foresight, PosteriorMean
 from dragontune.steering.room import rows_within
@@ -129,16 +128,7 @@ def check_reward(steering: Steering, sets: bool) -> None:
             f"expected an InstanceReward as reward of {kind}, got {reward.label}, which scores whole sets; choose "
             "another reward, or BestOfN, Svdd or Free2Guide, which take sets"
         )
-    if isinstance(reward, Crop):
-        raise InputError(
-            f"expected a reward of whole items in {kind}, got {reward.label}; crops are for algorithms that follow "
-            "gradients, so give the reward itself"
-        )
-    if standardise.learns(reward):
-        raise InputError(
-            f"expected fixed scales in the reward of {kind}, got standardise: running, which only Dragon keeps up; "
-            "give the sum scales"
-        )
+    check_fixed(reward, kind)
 
 
 def check_counts(steering: Steering, **counts: int) -> None:
