@@ -200,7 +200,7 @@ def test_the_request_says_all_that_decides(workplace, capsys):
     assert stored["steering"]["init_args"]["reward"]["init_args"]["encoder"]["init_args"] == {"model": "clap"}
     generate("--steer", steer(candidates=2, micro_batch=3), "--prompt", "a reel")  # memory only
     generate("--steer", steer(candidates=3), "--prompt", "a reel", code=2)
-    assert "other files" in capsys.readouterr().err
+    assert "another candidates" in capsys.readouterr().err
 
 
 def test_steps_and_guidance_go_before_the_file(workplace):
@@ -382,3 +382,33 @@ def test_plain_clips_have_no_scores_and_no_budget(workplace, capsys):
     generate("--steps", "3", "--prompt", "a reel")
     assert "Steering" not in capsys.readouterr().out
     assert not (workplace / "clips/scores.csv").exists()
+
+
+def test_a_reward_that_was_edited_is_another_request(workplace, capsys):
+    generate("--steer", steer(reward="own.py:level", candidates=2), "--prompt", "a reel")
+    (workplace / "own.py").write_text(OWN.replace("return media.loudness()", "return -media.loudness()"))
+    generate("--steer", steer(reward="own.py:level", candidates=2), "--prompt", "a reel", code=2)
+    assert "another" in (said := capsys.readouterr().err)
+    assert "own.py" in said
+
+
+def test_leftovers_of_another_request_are_not_taken_for_clips(workplace, capsys):
+    words = ["--steer", steer(reward=VENDI, candidates=2), "--prompt", "a reel", "--count", "2"]
+    generate(*words)
+    for path in (workplace / "clips").glob("*.*"):
+        if not path.name.startswith("."):
+            path.unlink()
+    capsys.readouterr()
+    generate(*words, "--seed", "7")
+    assert "no denoiser call is left" not in capsys.readouterr().out
+
+
+def test_a_judge_of_pictures_hears_nothing(workplace, capsys):
+    judge = {"class_path": "VisionJudge", "init_args": {"endpoint": "http://127.0.0.1:9/v1", "model": "any"}}
+    generate("--steer", steer("BestOfN", judge, n=2), "--prompt", "a reel", code=2)
+    assert "expected Video or images to judge, got Audio" in capsys.readouterr().err
+
+
+def test_a_number_of_the_wrong_type_is_named(workplace, capsys):
+    generate("--steer", steer(candidates=2.5), "--prompt", "a reel", code=2)
+    assert "expected a value of type int in steering.candidates, got 2.5" in capsys.readouterr().err

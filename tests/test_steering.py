@@ -93,7 +93,7 @@ METHODS: dict[str, Callable[[Sight], Steering]] = {
 SETS: dict[str, Callable[[DistributionReward], Steering]] = {
     "best of n": lambda r: BestOfN(r, 4, 3),
     "svdd": lambda r: Svdd(r, 5, micro_batch=3),
-    "svdd, soft": lambda r: Svdd(r, 9, 0.05, Lookahead(2), 6),
+    "svdd, soft": lambda r: Svdd(r, 7, 0.05, Lookahead(1), 6),
     "free2guide": lambda r: Free2Guide(r, 7, 3, micro_batch=6),
 }
 SHORT = Sampler(3, order=1, eta=0.5, guidance=2.0)

@@ -378,7 +378,7 @@ def test_nothing_is_asked_of_an_empty_batch(server):
         (torch.full((2, 3, 8, 8), -1.0), InputError, r"expected pixels in \[0, 1\]"),
         (torch.full((2, 3, 8, 8), torch.nan), NonFiniteError, "item 1 of the 2"),
         (Video(torch.full((2, 4, 3, 8, 8), torch.inf), 8.0), NonFiniteError, "item 1 of the 2"),
-        (Audio(torch.zeros(2, 1, 8), 8), TypeError, "got Audio"),
+        (Audio(torch.zeros(2, 1, 8), 8), InputError, "got Audio"),
         (None, ValueError, "not decoded"),
     ],
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from dragontune.commands.clips import BATCHES, Clips, Wanted
 from dragontune.commands.mistakes import read_yaml
-from dragontune.commands.steer import budget
+from dragontune.commands.steer import budget, plural
 from dragontune.errors import InputError, InterruptedRun
 from dragontune.evaluation.generations import Steered
 from dragontune.generators.adapters import CONFIG_FILE
@@ -224,26 +224,46 @@ def generate(request: Request, out: Path) -> None:
             said = clips.make(generator, report)
     except KeyboardInterrupt as stop:
         raise InterruptedRun(f"interrupted; run the same command again for the clips that {out} lacks") from stop
-    print(f"{len(clips.wanted)} clips are in {out}.{f' {said}' if said else ''}")
+    count = len(clips.wanted)
+    print(f"{plural(count, 'clip')} {'is' if count == 1 else 'are'} in {out}.{f' {said}' if said else ''}")
 
 
 def _check(request: Request, out: Path) -> None:
-    """Whether the clips may be written to `out`; nothing is written yet."""
+    """Whether the clips may be written to `out`; leftovers of another request, without clips, are removed."""
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder for the clips, got {out}, which is a file; choose another --out")
     marker = out / SETTINGS
     if not out.exists() or (marker.exists() and marker.read_text() == request.text()):
         return
     if any(entry.name != SETTINGS and not entry.name.startswith(".") for entry in out.iterdir()):
+        if other := _difference(request, marker):
+            raise InputError(
+                f"expected the settings that the clips in {out} were made with, got another {other}; choose another "
+                "--out, or the same settings"
+            )
         raise InputError(f"expected an empty or new folder, got {out}, which holds other files; choose another --out")
+    shutil.rmtree(out / BATCHES, ignore_errors=True)  # of another request, whose clips are gone
+
+
+def _difference(request: Request, marker: Path) -> str:
+    """The settings that differ from those that a folder was made with; none if they are not known."""
+    try:
+        before, now = _flat(json.loads(marker.read_text())), _flat(json.loads(request.text()))
+    except (OSError, ValueError):
+        return ""
+    return ", ".join(sorted(name for name in {*before, *now} if before.get(name) != now.get(name)))
+
+
+def _flat(value: object, name: str = "") -> dict[str, object]:
+    """Settings by their last names."""
+    if not isinstance(value, dict):
+        return {name: value}
+    return {key: found for each, member in value.items() for key, found in _flat(member, each).items()}
 
 
 def _claim(request: Request, out: Path) -> None:
-    """Take the folder, which `_check` allowed, for this request; another one has not made a clip in it."""
+    """Take the folder, which `_check` allowed, for this request."""
     files.make_folder(out)
-    marker = out / SETTINGS
-    if not marker.exists() or marker.read_text() != request.text():
-        shutil.rmtree(out / BATCHES, ignore_errors=True)
     files.write(out / SETTINGS, request.text().encode())
 
 

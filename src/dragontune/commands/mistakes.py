@@ -54,6 +54,9 @@ def sentence(text: str, whole: str = "the recipe") -> str:
         return f"expected a value after --{found[1]}, got nothing; add it"
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", text):
         return f"expected the name of a kind of {found[2]} in {place}, got {found[1]}, which is none; correct it"
+    if found := re.search(r'Parser key "([\w.]+)": Expected an? <class \'(\w+)\'>\. Got value: ([^\s)]*)', text):
+        inside = f"{place}.{found[1]}" if not place.endswith(found[1]) else place
+        return f"expected a value of type {found[2]} in {inside}, got {found[3]}; correct it"
     if found := re.search(r"Problem with given class_path '([^']+)': (.*)", text):
         name, cause = found[1], found[2]
         return f"expected the name of a class in {place}, got {name}, which cannot be imported ({cause}); correct it"

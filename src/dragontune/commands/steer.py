@@ -9,6 +9,7 @@ from dragontune.evaluation.arms import times_plain
 from dragontune.evaluation.evaluate import Evaluation
 from dragontune.evaluation.generations import Steered
 from dragontune.process import ReverseProcess
+from dragontune.rewards import source
 from dragontune.rewards.base import DistributionReward
 from dragontune.sampling import Sampler
 from dragontune.steering.base import Steering
@@ -56,12 +57,23 @@ def decisive(steer: Steer, settings: Mapping[str, Any]) -> dict[str, Any]:
     steering = settings["steering"]
     kept = {name: value for name, value in steering.get("init_args", {}).items() if name != "micro_batch"}
     sets = isinstance(steer.steering.reward, DistributionReward)
-    return {**steering, "init_args": kept, **({"batch": steer.batch} if sets else {})}
+    own = source.digests(settings)
+    return {
+        **steering,
+        "init_args": kept,
+        **({"batch": steer.batch} if sets else {}),
+        **({"files": own} if own else {}),
+    }
+
+
+def plural(count: int, thing: str) -> str:
+    """How many of a thing."""
+    return f"{count:,} {thing}{'s' if count != 1 else ''}"
 
 
 def budget(steered: Steered, spent: Costs, left: int, total: int) -> str:
     """What `left` of `total` clips will take, in one or two lines."""
-    clips = f"{total} clip{'s' if total != 1 else ''}"
+    clips = plural(total, "clip")
     if left < total:
         clips = f"{left} of {clips}, which are not there yet,"
     if not left:
@@ -77,6 +89,6 @@ def budget(steered: Steered, spent: Costs, left: int, total: int) -> str:
     return (
         f"Steering {clips} with {type(steered.steering).__name__} towards {steered.steering.reward.label}: "
         f"{times_plain(replace(spent, items=left), steered.sampler):.3g} times a plain generation.\n"
-        f"It takes {' and '.join(calls)}; {spent.encodes:,} reward calls and {spent.decodes:,} decodes."
+        f"It takes {' and '.join(calls)}; {plural(spent.encodes, 'reward call')} and {plural(spent.decodes, 'decode')}."
         f"{learning if once.items else ''}"
     )

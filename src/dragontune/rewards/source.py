@@ -58,6 +58,20 @@ def located(text: str, folder: Path) -> str:
     return f"{shown(beside)}:{parts['name']}" if beside.is_file() else text
 
 
+def digests(value: object) -> dict[str, str]:
+    """The SHA-256 of the user's files that a part of a recipe names, by name: other content is another reward."""
+    match value:
+        case dict():
+            return {name: digest for member in value.values() for name, digest in digests(member).items()}
+        case list() | tuple():
+            return {name: digest for member in value for name, digest in digests(member).items()}
+        case str() if (parts := NAMED.fullmatch(value)) and parts["file"]:
+            path = Path(parts["file"]).expanduser()
+            return {parts["file"]: sha256(path.read_bytes()).hexdigest()} if path.is_file() else {}
+        case _:
+            return {}
+
+
 def import_path(text: str) -> str:
     """The dotted path under which what `text` names can be imported, in this process."""
     found = find(text)

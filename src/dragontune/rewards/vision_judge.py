@@ -296,7 +296,7 @@ def _pictures(media: Media | None) -> Iterator[UInt8[Tensor, " height width 3"]]
     if media is None:
         raise ValueError("a judge looks at media, but these samples were not decoded")
     if not isinstance(media, Tensor | Video):
-        raise TypeError(f"expected Video or images, got {type(media).__name__}")
+        raise InputError(f"expected Video or images to judge, got {type(media).__name__}; use a model that makes them")
     if isinstance(media, Tensor) and (media.ndim != 4 or media.shape[1] != 3 or not media.is_floating_point()):
         raise InputError(
             f"expected images of shape (n, 3, height, width) or a Video to judge, got shape {tuple(media.shape)}; use "

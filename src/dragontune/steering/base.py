@@ -141,9 +141,7 @@ def check_counts(steering: Steering, **counts: int) -> None:
 def check_alpha(steering: Steering, alpha: float) -> None:
     """InputError unless it is 0 or more."""
     if not alpha >= 0:
-        raise InputError(
-            f"expected alpha of 0 or more in {type(steering).__name__}, got {alpha}; 0 keeps the best, more is softer"
-        )
+        raise InputError(f"expected alpha of 0 or more in {type(steering).__name__}, got {alpha}; more is softer")
 
 
 def check_random(steering: Steering, process: ReverseProcess) -> None:

@@ -40,6 +40,6 @@ def rows_within(
         least = (rest + row) / MEBIBYTE / (1 - MARGIN)
         raise InputError(
             f"expected memory for at least one candidate at a time, {least:.0f} MiB, got {memory:g} MiB; raise "
-            "memory, or walk fewer prompts or beams together"
+            "memory, or lower batch or the number of beams or candidates"
         )
     return rows

@@ -54,7 +54,10 @@ class Smc(Steering):
         check_alpha(self, self.alpha)
         check_reward(self, sets=False)
         if self.alpha == 0:
-            raise InputError("expected alpha above 0 in Smc, got 0, for which weights are not finite; lower it less")
+            raise InputError(
+                "expected alpha above 0 in Smc, got 0, for which weights are not finite; a tenth of the reward's "
+                "spread may be a start"
+            )
         if not 0 <= self.resample_below <= 1:
             raise InputError(
                 f"expected Smc's resample_below from 0 (never) to 1 (at every step), got {self.resample_below}; 0.5 is "
