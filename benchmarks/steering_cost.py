@@ -2,9 +2,10 @@
 
     python benchmarks/steering_cost.py
 
-Time: M candidates of one step against M plain batches of the same size, in turns, on one thread; the reward looks at a
-number of the clean estimate and is free. Memory: the most bytes of tensors alive at once (dragontune.alive), beyond the
-models' own, for two prompts and M from 4 to 64, against budgets that were declared by `Steering.within`.
+Time: M candidates against M plain batches, in turns, on one thread; every call of the network sees five items (ten with
+guidance) on either side. The reward looks at a number of the clean estimate and is free.
+Memory: the most bytes of tensors alive at once (dragontune.alive), beyond the models' own, for two prompts and M from 4
+to 64, against budgets that were declared by `Steering.within`.
 """
 
 import json
@@ -34,7 +35,7 @@ from dragontune.steering.svdd import Svdd
 RESULT = Path(__file__).parent / "results" / "steering-cost.json"
 SAMPLER = Sampler(steps=8, guidance=2.0, order=1, eta=1.0)
 PROMPTS = [f"a tune for {name}" for name in ("flute", "violin", "banjo", "organ", "choir")]
-TURNS, ROWS, BUDGETS = 5, 16, (64, 128)
+SIZE, TURNS, ROWS, BUDGETS = len(PROMPTS), 5, 16, (64, 128)
 MEBIBYTE = 2**20
 
 
@@ -56,12 +57,14 @@ class Free(InstanceReward[Tensor]):
 def overhead() -> dict[str, dict[str, float]]:
     """Ratios of processor time: M candidates over M plain batches."""
     generator, found = load("tiny-music"), {}
-    for count in (4, 8):
+    for count in (5, 10):
         for name, steering in {
-            "SVDD": Svdd(Free(), candidates=count),
-            "best of n": BestOfN(Free(), n=count),
-            "DSearch": DSearch(Free(), beams=count // 2, children=2, multiplier=1.0, search="all"),
-            "SMC": Smc(Free(), alpha=0.1, particles=count),
+            "SVDD": Svdd(Free(), candidates=count, micro_batch=SIZE),
+            "best of n": BestOfN(Free(), n=count, micro_batch=SIZE),
+            "DSearch": DSearch(
+                Free(), beams=SIZE, children=count // SIZE, multiplier=1.0, search="all", micro_batch=SIZE
+            ),
+            "SMC": Smc(Free(), alpha=0.1, particles=count, micro_batch=SIZE),
         }.items():
             ratios = []
             for turn in range(TURNS + 1):
