@@ -347,3 +347,9 @@ def test_lookahead_randomness_is_not_that_of_the_walk(value: Foresight):
     looked = torch.cat(seen[:-1])
     own = torch.cat([process.transition(Toy(), state).clean for state in visited[1:-2]])  # the last step is known
     assert not any((row == looked).all(1).any() for row in own)
+
+
+def test_nothing_is_asked_for_and_nothing_comes():
+    process = Sampler(3, order=1, eta=1)
+    for steering in (Svdd(Sight(), 3), BestOfN(Sight(), 3)):
+        assert len(process.sample(Toy(), [], Key(0), steer=steering).latents) == 0

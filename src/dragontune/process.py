@@ -103,7 +103,7 @@ class ReverseProcess(ABC):
         (0: nothing does).
         """
         numbers = range(len(prompts)) if items is None else items
-        if steer is not None:
+        if steer is not None and len(prompts):
             with torch.no_grad():
                 state = steer(self, generator, prompts, key, numbers, visit)
         else:

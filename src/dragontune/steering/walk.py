@@ -72,11 +72,13 @@ class Walk:
         move = wide(_going(beams), count)
         lane = (beams.lane[:, None] * (most or count) + first + torch.arange(count)).flatten()
         texts = tuple(text for text in beams.prompts for _ in range(count))
-        return self._arrive(Beams(texts, wide(beams.state, count), move, lane), self._draws(move, lane))
+        return self.follow(Beams(texts, wide(beams.state, count), move, lane), self._draws(move, lane))
 
     def follow(self, beams: Beams, latents: Shaped[Tensor, " n *latent"]) -> Beams:
         """The beams go on to `latents`, which need not be draws."""
-        return self._arrive(beams, latents)
+        state = beams.state.move(latents, _going(beams).history)
+        over = beams.step + 1 == self.process.steps
+        return replace(beams, state=state, move=None if over else self.moves(state))
 
     def features(self, reward: Reward, beams: Beams) -> Features:
         """What the reward sees of what the beams promise."""
@@ -104,11 +106,6 @@ class Walk:
         """The next step of each."""
         parts = [self.process.transition(self.generator, part) for part in _parts(state, self.rows)]
         return type(parts[0]).join(parts)
-
-    def _arrive(self, beams: Beams, latents: Shaped[Tensor, " n *latent"]) -> Beams:
-        state = beams.state.move(latents, _going(beams).history)
-        over = beams.step + 1 == self.process.steps
-        return replace(beams, state=state, move=None if over else self.moves(state))
 
     def luck(self, beams: Beams, count: int) -> Float[Tensor, " n count"]:
         """Gumbel noise for a choice among `count` things after each beam's next step."""
