@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dragontune.data import Media, Rows
-from dragontune.generators.pipeline import Precision
+from dragontune.generators.checkpoint import Precision
 from dragontune.generators.tokens import TokenGenerator
 from dragontune.schedule import Flow, Schedule
 

@@ -23,7 +23,7 @@ from dragontune.steering.svdd import Svdd
 from dragontune.testing import Toy, ToyEncoder
 from fakes import Pitch
 from small_runs import make_workplace
-from test_wan import save_wan
+from tiny_wan import save_wan
 
 ALIGNMENT = {
     "class_path": "Alignment",
@@ -349,10 +349,10 @@ def test_wrong_input_is_one_sentence(workplace, capsys, written, arguments, word
 
 
 def test_nothing_is_loaded_before_the_input_is_known_to_be_right(workplace, capsys, monkeypatch):
-    def load(*arguments):
+    def load(*arguments, **named):
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("dragontune.commands.generate.load", load)
+    monkeypatch.setattr("dragontune.generators.pretrained.load", load)
     generate("--steer", steer(sampler={"steps": 3}), code=2)
     generate("--steer", steer(candidates=0), code=2)
     generate("--steer", steer(reward=VENDI, batch=1), code=2)
@@ -373,9 +373,9 @@ def test_videos_are_steered_and_written(workplace, capsys):
 
 
 def test_media_that_are_no_files_are_refused(workplace, monkeypatch, capsys):
-    monkeypatch.setattr("dragontune.commands.generate.load", lambda model: Toy())
+    monkeypatch.setattr("dragontune.generators.pretrained.load", lambda *arguments, **named: Toy())
     generate("--prompt", "left", "--steps", "3", code=2)
-    assert "expected a model of audio or video, got one of Tensor" in capsys.readouterr().err
+    assert "expected a model of audio, images or video, got one of Tensor" in capsys.readouterr().err
 
 
 def test_plain_clips_have_no_scores_and_no_budget(workplace, capsys):

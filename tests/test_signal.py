@@ -242,7 +242,7 @@ def test_bad_input(kind):
     waves[1, 0, 5] = math.nan
     with pytest.raises(NonFiniteError, match=r"item 2 of the 3 it was given \(prompt 'b'\)"):
         kind()(Samples(("a", "b", "c"), torch.zeros(3, 1), Audio(waves, 8000)))
-    with pytest.raises(TypeError, match="expected Audio"):
+    with pytest.raises(InputError, match=f"expected audio for {kind.__name__}, got Tensor"):
         kind()(Samples(("a",), torch.zeros(1, 1), torch.zeros(1, 1)))
 
 

@@ -17,7 +17,7 @@ from dragontune.seeding import Key
 from dragontune.steering.free2guide import Free2Guide
 from dragontune.steering.svdd import Svdd
 from judges import gives, picture, reply, send, serving
-from test_wan import save_wan
+from tiny_wan import save_wan
 
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")
 NOISY = Sampler(steps=4, guidance=2.0, order=1, eta=1.0)
@@ -27,7 +27,7 @@ PROMPTS = ["a reel in G major", "a jig for flute"]
 def likes_red(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
     """From 1 to 9, by how red the picture is, more sharply than people would."""
     red, green, blue = picture(body).reshape(-1, 3).mean(0) / 255
-    verdict = round(5 + 40 * float(red - (green + blue) / 2))
+    verdict = round(5 + 400 * float(red - (green + blue) / 2 - 0.12))
     send(handler, reply(f"There are 4 frames. They are somewhat red. {min(9, max(1, verdict))}"))
 
 
@@ -39,7 +39,7 @@ def redness(video: object) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory):
-    return save_wan(tmp_path_factory.mktemp("models") / "wan")
+    return save_wan(tmp_path_factory.mktemp("models") / "wan", heard=True)
 
 
 def test_a_judge_chooses_videos(folder):

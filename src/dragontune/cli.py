@@ -17,9 +17,10 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dragontune.commands.help import HELP
+from dragontune.commands.options import Options
 from dragontune.errors import InputError, InterruptedRun, NonFiniteError
 
 if TYPE_CHECKING:
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FREE = ("evaluation", "trackers")
+FREE = ("evaluation", "trackers", "plan")
 FREE_IN_LOOP = ("rounds", "micro_batch", "checkpoint_every", "keep", "sample_every", "sample_count")
 """What may change between the parts of one run without changing its course."""
-NEWER = {"guard": None, "precision": "float32"}
+NOTHING = {"seconds": None, "height": None, "width": None, "frames": None, "fps": None}
+NEWER = {"guard": None, "precision": "float32", "start": None, "size": NOTHING, "family": None, "allow_pickle": False}
 """Fields with the defaults that they have in runs which were started before there were such fields."""
 
 
@@ -94,7 +96,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
 
 
 def _tune(argv: list[str]) -> None:
-    options = _Options(
+    options = Options(
         "tune",
         "Fine-tune a model as a recipe says. Any field of the recipe can be overridden, as in --loop.rounds 8; "
         "--print_config shows the recipe as it would be run.",
@@ -112,18 +114,19 @@ def _tune(argv: list[str]) -> None:
 
 
 def _doctor(argv: list[str]) -> None:
-    options = _Options("doctor", "Check everything a recipe needs, estimate memory and time, run nothing.")
+    options = Options("doctor", "Check everything a recipe needs, estimate memory and time, run nothing.")
     options.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     options.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<recipe name>)")
+    options.add_argument("--memory", type=float, metavar="GIB", help="must be enough (default: what the device has)")
     given, overrides = options.parse_known_args(argv)
     recipe, _, _ = _read_recipe(given.recipe, overrides)
     from dragontune.commands.doctor import doctor
 
-    doctor(recipe, given.out or Path("runs") / given.recipe.stem)
+    doctor(recipe, given.out or Path("runs") / given.recipe.stem, given.memory)
 
 
 def _evaluate(argv: list[str]) -> None:
-    options = _Options(
+    options = Options(
         "evaluate", "Compare a run's tuned model with the untuned one, on the same noise, and steering with both."
     )
     options.add_argument("run", type=Path, metavar="RUN", nargs="?")
@@ -132,6 +135,10 @@ def _evaluate(argv: list[str]) -> None:
     options.add_argument("--steer", type=Path, metavar="STEER.yaml", help="steer the untuned model, at equal cost")
     options.add_argument("--model", help="steer this model, which is not tuned, in place of a run")
     options.add_argument("--seed", type=int, metavar="N", help="with --model (default: 0; of a run: the recipe's)")
+    from dragontune.commands import opening
+
+    if options.parse_known_args(argv)[0].model is not None:
+        opening.add_options(options)
     given, overrides = options.parse_known_args(argv)
     from dragontune.commands import evaluate
 
@@ -139,7 +146,8 @@ def _evaluate(argv: list[str]) -> None:
     steer = _read_steer(given.steer)[0] if given.steer else None
     if named and steer:
         text = given.steer.read_text("utf-8")
-        return evaluate.evaluate_model(given.model, steer, text, given.prompts, given.out, given.seed or 0)
+        opened = opening.from_options(given, given.model, [])
+        return evaluate.evaluate_model(opened, steer, text, given.prompts, given.out, given.seed or 0)
     if not (given.run / "recipe.yaml").is_file():
         raise InputError(f"expected the folder of a run, got {given.run} without recipe.yaml in it; check the path")
     recipe, _, _ = _read_recipe(given.run / "recipe.yaml", overrides)
@@ -147,7 +155,7 @@ def _evaluate(argv: list[str]) -> None:
 
 
 def _generate(argv: list[str]) -> None:
-    options = _Options("generate", "Make clips from prompts.")
+    options = Options("generate", "Make clips from prompts.")
     options.add_argument("--model", help="tiny-music, tiny-tokens, a folder or a hub name (default: the adapter's)")
     texts = options.add_mutually_exclusive_group(required=True)
     texts.add_argument("--prompt", metavar="TEXT")
@@ -161,6 +169,9 @@ def _generate(argv: list[str]) -> None:
     options.add_argument("--seed", type=int, default=0, metavar="N")
     options.add_argument("--steps", type=int, metavar="N", help="of the sampler (default: STEER's, the run's or 40)")
     options.add_argument("--guidance", type=float, metavar="W", help="(default: STEER's, the run's or 2)")
+    from dragontune.commands import opening
+
+    opening.add_options(options)
     given = options.parse_args(argv)
     _import_parts()
     from dragontune.commands.generate import Adapter, Request, first_sampler, fitting, generate, origin
@@ -175,14 +186,15 @@ def _generate(argv: list[str]) -> None:
     prompts = [given.prompt] if given.prompt is not None else read_prompts(given.prompts)
     steer, said = _read_steer(given.steer) if given.steer else (None, None)
     sampler = dataclasses.replace(steer.walked(sampler), **wanted) if steer else sampler
-    process = fitting(model, sampler)
+    opened = opening.from_options(given, model, [settings for _, settings in runs])
+    process = fitting(opened, sampler)
     steered = steer and steer.over(process)
-    request = Request(model, tuple(prompts), adapters, given.scale, given.seed, process, given.count, steered, said)
+    request = Request(opened, tuple(prompts), adapters, given.scale, given.seed, process, given.count, steered, said)
     generate(request, given.out)
 
 
 def _score(argv: list[str]) -> None:
-    options = _Options("score", "Print what a reward says of a folder of audio files.")
+    options = Options("score", "Print what a reward says of a folder of audio files.")
     options.add_argument("folder", type=Path, metavar="MEDIA_DIR")
     reward_help = "a reward, a recipe, or a function or class of yours: my_rewards.py:brightness"
     options.add_argument("--reward", required=True, metavar="REWARD", help=reward_help)
@@ -207,12 +219,12 @@ def _score(argv: list[str]) -> None:
 
 
 def _reference(argv: list[str]) -> None:
-    options = _Options(
+    options = Options(
         "reference", "Store the statistics of exemplars: a folder of audio, a playlist, or captions, one a line."
     )
     options.add_argument("exemplars", metavar="MEDIA_DIR | SONGS.m3u | CAPTIONS.txt")
     options.add_argument(
-        "--encoder", required=True, metavar="NAME", help="tiny-clap, latents, log-mel, a class, or a .yaml"
+        "--encoder", required=True, metavar="NAME", help="tiny-clap, latents, log-mel, a class, clap:FOLDER or a .yaml"
     )
     options.add_argument("--out", type=Path, required=True, metavar="REF.safetensors")
     given = options.parse_args(argv)
@@ -223,10 +235,10 @@ def _reference(argv: list[str]) -> None:
 
 
 def _fit_aesthetics(argv: list[str]) -> None:
-    options = _Options("fit-aesthetics", "Fit the head of an aesthetics reward to ratings of audio files.")
+    options = Options("fit-aesthetics", "Fit the head of an aesthetics reward to ratings of audio files.")
     options.add_argument("ratings", metavar="RATINGS.csv", help="columns file, rating, rater, prompt")
     options.add_argument(
-        "--encoder", required=True, metavar="NAME", help="log-mel, tiny-clap, latents, a class, or a .yaml"
+        "--encoder", required=True, metavar="NAME", help="log-mel, tiny-clap, latents, a class, clap:FOLDER or a .yaml"
     )
     options.add_argument("--out", type=Path, required=True, metavar="HEAD.safetensors")
     options.add_argument("--head", choices=("ridge", "nadaraya-watson"), default="ridge", help="(default: ridge)")
@@ -246,13 +258,14 @@ def _fit_aesthetics(argv: list[str]) -> None:
 
 
 def _encoder(name: str) -> "Encoder":
-    """By its name in lower case, the name of its class, or a file of its arguments."""
+    """By its name, the name and a checkpoint (`clap:FOLDER`), a file of its arguments, or these themselves."""
+    from dragontune.commands import shorthand
     from dragontune.commands.mistakes import read_yaml
     from dragontune.embedded import locate
     from dragontune.encoders.base import Encoder
 
-    named = {"class_path": "".join(word.capitalize() for word in name.split("-")) if name == name.lower() else name}
-    return _make(Encoder, "encoder", read_yaml(locate(name)) if name.endswith((".yaml", ".yml")) else named)
+    named = read_yaml(locate(name)) if name.endswith((".yaml", ".yml")) else shorthand.encoder(name)
+    return _make(Encoder, "encoder", named)
 
 
 def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
@@ -362,17 +375,6 @@ def _import_parts() -> None:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(module.name)
     importlib.import_module("dragontune.losses")
-
-
-class _Options(argparse.ArgumentParser):
-    """The options of a verb; what is wrong with them is one sentence."""
-
-    def __init__(self, verb: str, description: str) -> None:
-        super().__init__(prog=f"dragontune {verb}", description=description, allow_abbrev=False)
-
-    def error(self, message: str) -> NoReturn:
-        """One sentence instead of a usage text."""
-        raise InputError(f"expected other arguments, got this: {message}; see {self.prog} --help")
 
 
 def _speak_plainly() -> None:

@@ -65,7 +65,7 @@ def join_columns(columns: Sequence[Any]) -> Any:  # noqa: ANN401 - a column is o
 
 
 Media = Tensor | Rows
-"""Media with one row per item: `dragontune.media.audio.Audio`, or a plain tensor."""
+"""Media with one row per item: `Audio`, `Images` or `Video` of `dragontune.media`, or a plain tensor."""
 
 
 @dataclass(frozen=True, eq=False)

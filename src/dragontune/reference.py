@@ -17,13 +17,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dragontune.data import Media
+from dragontune.data import Media, Rows
 from dragontune.distances.frechet import Gaussian
 from dragontune.distances.moments import Moments
 from dragontune.embedded import locate
 from dragontune.encoders.base import Embeddings, Encoder, TextEncoder
 from dragontune.errors import InputError
-from dragontune.media import audio
+from dragontune.media import audio, kinds
+from dragontune.media.kinds import Kind
 
 _FIELDS = ("count", "items", "encoder", "encoder_digest", "source", "modality")
 
@@ -44,7 +45,7 @@ class Reference:
     encoder_digest: str
     source: str
     modality: str
-    """`audio` or `text`."""
+    """`audio`, `images`, `video` or `text`."""
     vectors: Float[Tensor, " items dim"] | None = None
     """The mean frame of each exemplar, in single precision; None where only the Gaussian was kept."""
 
@@ -82,7 +83,7 @@ class Reference:
         with torch.no_grad():
             for exemplar in exemplars:
                 embeddings = _embed(encoder, exemplar)
-                modalities.add("text" if isinstance(exemplar, str) else "audio")
+                modalities.add("text" if isinstance(exemplar, str) else _modality(exemplar))
                 vectors.append(embeddings.mean().float().cpu())
                 part = Moments.of(embeddings.frames, embeddings.mask()).merge()
                 total = part if total is None else Moments.join([total, part]).merge()
@@ -137,21 +138,22 @@ class Reference:
 
 
 def open_reference(encoder: Encoder, exemplars: str | Path | Reference) -> Reference:
-    """The reference behind what a recipe names: a stored one, a folder of audio, a playlist, or a `.txt` of captions.
+    """The reference behind what a recipe names: a stored one, a folder of media, a playlist, or a `.txt` of captions.
 
-    A playlist (`.m3u`, `.m3u8`) names one audio file a line, relative to itself; captions stand one a line. Audio files
-    that cannot be read are left out with a warning that names them. InputError where nothing is left, where the encoder
-    does not fit, or where captions meet an encoder without text.
+    Media are audio, images or video, of one kind. A playlist (`.m3u`, `.m3u8`) names one file a line, relative to
+    itself; captions stand one a line. Files that cannot be read are left out with a warning that names them. InputError
+    where nothing is left, where the encoder does not fit, or where captions meet an encoder without text.
     """
     if isinstance(exemplars, Reference):
         exemplars.check(encoder)
         return exemplars
     path = locate(exemplars)
     if path.is_dir():
-        return Reference.build(encoder, _readable(path, audio.folder(path)), str(exemplars))
+        return Reference.build(encoder, _readable(path, *kinds.folder(path)), str(exemplars))
     match path.suffix.lower():
         case ".m3u" | ".m3u8":
-            return Reference.build(encoder, _readable(path, audio.playlist(path)), str(exemplars))
+            kind, files = kinds.one_kind(audio.playlist(path), path)
+            return Reference.build(encoder, _readable(path, kind, files), str(exemplars))
         case ".safetensors":
             reference = Reference.load(path)
             reference.check(encoder)
@@ -160,7 +162,7 @@ def open_reference(encoder: Encoder, exemplars: str | Path | Reference) -> Refer
             return Reference.build(encoder, _captions(path), str(exemplars))
         case _:
             raise InputError(
-                "expected exemplars as a folder of audio, an .m3u playlist, a .txt of captions or a .safetensors "
+                "expected exemplars as a folder of media, an .m3u playlist, a .txt of captions or a .safetensors "
                 f"reference, got {exemplars}: name one of these"
             )
 
@@ -173,19 +175,25 @@ def _embed(encoder: Encoder, exemplar: Media | str) -> Embeddings:
     return encoder.embed_text([exemplar])
 
 
-def _readable(source: Path, paths: Sequence[Path]) -> Iterator[audio.Audio]:
-    """The audio files that can be read."""
+def _modality(media: Media) -> str:
+    """What is made known of exemplars; plain tensors count as audio."""
+    kind = kinds.kind_of(media)
+    return kind.name if kind else kinds.AUDIO.name
+
+
+def _readable(source: Path, kind: Kind, paths: Sequence[Path]) -> Iterator[Rows]:
+    """The files that can be read."""
     count = 0
     for path in paths:
         try:
-            clip = audio.read(path)
+            clip = kind.read(path)
         except InputError as error:
             warnings.warn(f"left out of the exemplars: {error}", stacklevel=2)
             continue
         count += 1
         yield clip
     if count == 0:
-        raise InputError(f"expected an audio file that can be read in {source}, got none: add a good one")
+        raise InputError(f"expected {kind.one} that can be read in {source}, got none: add a good one")
 
 
 def _captions(path: Path) -> list[str]:

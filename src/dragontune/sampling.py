@@ -6,7 +6,7 @@ arXiv 2406.08070). Left out: Heun and third-order solvers, dynamic thresholding.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, log, pi
 
 import torch
@@ -28,17 +28,24 @@ class Estimates(Rows):
     guided: Float[Tensor, " n *latent"]
     unconditional: Float[Tensor, " n *latent"]
     known: Bool[Tensor, " n"]
+    average: Float[Tensor, " n *latent"] | None = None
+    """Of the differences between outputs with the prompt and without, for models that are guided by projection."""
 
     @classmethod
-    def none(cls, latents: Float[Tensor, " n *latent"]) -> "Estimates":
+    def none(cls, latents: Float[Tensor, " n *latent"], projected: bool = False) -> "Estimates":
         """Where no step was taken before: the next one is of first order."""
         nothing = torch.zeros_like(latents)
-        return cls(nothing, nothing, torch.zeros(len(latents), dtype=torch.bool))
+        return cls(nothing, nothing, torch.zeros(len(latents), dtype=torch.bool), nothing if projected else None)
 
     @classmethod
-    def of(cls, guided: Float[Tensor, " n *latent"], unconditional: Float[Tensor, " n *latent"]) -> "Estimates":
+    def of(
+        cls,
+        guided: Float[Tensor, " n *latent"],
+        unconditional: Float[Tensor, " n *latent"],
+        average: Float[Tensor, " n *latent"] | None = None,
+    ) -> "Estimates":
         """Those of a step."""
-        return cls(guided, unconditional, torch.ones(len(guided), dtype=torch.bool))
+        return cls(guided, unconditional, torch.ones(len(guided), dtype=torch.bool), average)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +59,7 @@ class Stop(Rows):
     known: Bool[Tensor, " n"]
     guided: Float[Tensor, " n *latent"] | None
     unconditional: Float[Tensor, " n *latent"] | None
+    average: Float[Tensor, " n *latent"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +68,7 @@ class Transition(Move[Estimates]):
 
     mean: Float[Tensor, " n *latent"]
     std: Float[Tensor, " n"]
+    """On the CPU, so that asking whether there is noise does not wait for a GPU."""
     clean: Float[Tensor, " n *latent"]
     step: Int[Tensor, " n"]
     item: Int[Tensor, " n"]
@@ -72,11 +81,11 @@ class Transition(Move[Estimates]):
         shape = self.mean.shape[1:]
         pairs = zip(self.step.tolist(), self.item, strict=True)
         noise = torch.cat([key.fold("step", step).normal(item[None], shape) for step, item in pairs])
-        return self.mean + expand(self.std, self.mean) * noise.to(self.mean)
+        return self.mean + expand(self.std.to(self.mean), self.mean) * noise.to(self.mean)
 
     def log_prob(self, latents: Float[Tensor, " n *latent"]) -> Float[Tensor, " n"]:
         """Log density of next states, summed over the latent; `std` must not be 0 (eta > 0, not the last step)."""
-        std = expand(self.std, latents)
+        std = expand(self.std.to(latents), latents)
         z = (latents - self.mean) / std
         return (-0.5 * z**2 - std.log() - 0.5 * log(2 * pi)).flatten(1).sum(1)
 
@@ -137,37 +146,38 @@ class Sampler(ReverseProcess):
     def noise(self, generator: Generator, key: Key, items: Int[Tensor, " n"]) -> Float[Tensor, " n *latent"]:
         """Gaussian noise at t = 1, one stream an item."""
         noise = key.fold("start").normal(items, generator.latent_shape).to(generator.device)
-        return generator.schedule.sigma(torch.ones(1)).item() * noise
+        return generator.schedule.start() * noise
 
     def start(self, generator: Generator, prompts: Sequence[str], key: Key, items: Sequence[int]) -> State:
         """States at t = 1, without a step before."""
         item = torch.tensor(list(items), dtype=torch.long)
         latents = self.noise(generator, key, item)
         condition, unconditional = self.conditions(generator, prompts)
-        return State(latents, condition, unconditional, torch.zeros_like(item), item, Estimates.none(latents))
+        history = Estimates.none(latents, self.guided and generator.projection is not None)
+        return State(latents, condition, unconditional, torch.zeros_like(item), item, history)
 
     def conditions(self, generator: Generator, prompts: Sequence[str]) -> tuple[Rows, Rows | None]:
         """What the network is told of each prompt, and of none (None where guidance is off)."""
-        count = len(prompts)
-        both = generator.encode_prompts([*prompts, ""])
-        return both[torch.arange(count)], both[torch.full((count,), count)] if self.guided else None
+        condition, unconditional = generator.conditions(prompts)
+        return condition, unconditional if self.guided else None
 
     def pause(self, state: State, prompts: Sequence[str]) -> Stop:
         """What `resume` goes on from, without gradients; `prompts` are what the conditions were made of."""
         first_order = self.order == 1 or bool((state.step == self.steps - 1).all())
         guided = None if first_order else state.history.guided.detach()
         unconditional = None if first_order or not self.plus_steps else state.history.unconditional.detach()
-        known = state.history.known
-        return Stop(tuple(prompts), state.latents.detach(), state.step, state.item, known, guided, unconditional)
+        known, average = state.history.known, state.history.average
+        average = None if average is None else average.detach()
+        latents = state.latents.detach()
+        return Stop(tuple(prompts), latents, state.step, state.item, known, guided, unconditional, average)
 
     def resume(self, generator: Generator, stop: Stop) -> State:
         """Go on from where `pause` was called."""
         condition, unconditional = self.conditions(generator, stop.prompts)
-        history = Estimates.none(stop.latents)
+        history = replace(Estimates.none(stop.latents), average=stop.average)
         if stop.guided is not None:
-            history = Estimates(
-                stop.guided, stop.guided if stop.unconditional is None else stop.unconditional, stop.known
-            )
+            unknown = stop.guided if stop.unconditional is None else stop.unconditional
+            history = Estimates(stop.guided, unknown, stop.known, stop.average)
         return State(stop.latents, condition, unconditional, stop.step, stop.item, history)
 
     def transition(self, generator: Generator, state: State) -> Transition:
@@ -183,7 +193,7 @@ class Sampler(ReverseProcess):
     ) -> Transition:
         """The distribution of the next state under clean estimates: with the prompt, and without."""
         x, c = state.latents, self._coefficients(generator, state)
-        history = Estimates.of(free + self.guidance * (conditional - free) if self.guided else free, free)
+        history = self._guided(generator, state, conditional, free)
         clean, base, previous = history.guided, history.guided, state.history.guided
         if self.plus_steps:
             plus = expand(torch.isin(state.step, torch.tensor(self.plus_steps)).to(x.device), x)
@@ -205,6 +215,23 @@ class Sampler(ReverseProcess):
         conditional, free = generator.denoise(torch.cat([state.latents] * 2), t.repeat(2), conditions).chunk(2)
         return conditional, free
 
+    def _guided(
+        self,
+        generator: Generator,
+        state: State,
+        conditional: Float[Tensor, " n *latent"],
+        free: Float[Tensor, " n *latent"],
+    ) -> Estimates:
+        """What guidance makes of the estimates with the prompt and without."""
+        if not self.guided:
+            return Estimates.of(free, free)
+        if generator.projection is None:
+            return Estimates.of(free + self.guidance * (conditional - free), free)
+        t, x = expand(generator.schedule.times(self.steps)[state.step].to(state.latents), state.latents), state.latents
+        average = torch.zeros_like(x) if state.history.average is None else state.history.average
+        flow, average = generator.projection.guide((x - conditional) / t, (x - free) / t, average, self.guidance)
+        return Estimates.of(x - t * flow, free, average)
+
     def _coefficients(self, generator: Generator, state: State) -> "_Coefficients":
         """Numbers of each row's step, computed in float64 on the CPU."""
         schedule, k, x = generator.schedule, state.step, state.latents
@@ -212,12 +239,13 @@ class Sampler(ReverseProcess):
         a, s, half_log_snr = schedule.alpha(times), schedule.sigma(times), schedule.log_snr(times) / 2
         ancestral = s[k + 1] * (1 - (a[k] * s[k + 1] / (a[k + 1] * s[k])) ** 2).clamp(min=0).sqrt()
         std = s[k + 1] if self.eta == inf else torch.minimum(self.eta * ancestral, s[k + 1])
+        std = torch.where(k < self.steps - 1, std, 0.0)  # also where a model's last time has some noise left
         keep = (s[k + 1] ** 2 - std**2).clamp(min=0).sqrt() / s[k]
         h, h_before = half_log_snr[k + 1] - half_log_snr[k], half_log_snr[k] - half_log_snr[(k - 1).clamp(min=0)]
         multistep = (k > 0) & (k < self.steps - 1) & (self.order == 2) & state.history.known
         extrapolation = torch.where(multistep, h / (2 * h_before), 0.0)
         keep, alpha, alpha_next, extrapolation = (expand(v.to(x), x) for v in (keep, a[k], a[k + 1], extrapolation))
-        return _Coefficients(keep, alpha, alpha_next, extrapolation, std.to(x))
+        return _Coefficients(keep, alpha, alpha_next, extrapolation, std.to(x.dtype))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,12 +4,16 @@ Coefficients are elementwise in `t`, on any device, in the precision of `t`.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import pi
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+from dragontune.errors import InputError
 
 _TAIL = 1e-3
 """`Edm`: the part of [0, 1] that lies below `sigma_min`."""
@@ -29,6 +33,10 @@ class Schedule(ABC):
     @abstractmethod
     def training_times(self, uniforms: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
         """Times distributed as in the model's training: the inverse distribution function of numbers in [0, 1)."""
+
+    def start(self) -> float:
+        """The standard deviation of the noise that samplers start from: that at t = 1."""
+        return self.sigma(torch.ones(1)).item()
 
     def weight(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
         """Weight of a squared error of the clean estimate: 1/sigma^2, which makes it the error of the velocity."""
@@ -128,6 +136,130 @@ class Flow(Schedule):
     def training_times(self, uniforms: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
         """logit(t) is standard normal."""
         return torch.special.ndtri(uniforms.clamp(1e-6, 1 - 1e-6)).sigmoid()
+
+
+@dataclass(frozen=True)
+class ShiftedFlow(Schedule):
+    """The process of `Flow`, visited at s t / (1 + (s - 1) t), s the `shift`, of evenly spaced t.
+
+    These go from 1 to `last`, or, if not `closed`, from 1 towards it, one step short. With a `terminal` time what was
+    shifted is stretched until the last of it is there.
+    """
+
+    shift: float = 1.0
+    last: float = 0.001
+    closed: bool = True
+    terminal: float | None = None
+
+    def alpha(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """1 - t."""
+        return Flow().alpha(t)
+
+    def sigma(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """The time itself."""
+        return Flow().sigma(t)
+
+    def training_times(self, uniforms: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """Those of `Flow`, shifted."""
+        return self.shifted(Flow().training_times(uniforms))
+
+    def times(self, steps: int) -> Float[Tensor, " times"]:
+        """As diffusers' FlowMatchEulerDiscreteScheduler (`closed`) or UniPCMultistepScheduler (not), then 0."""
+        spaced = torch.linspace(1, self.last, steps + (not self.closed), dtype=torch.float64)[:steps]
+        visited = self.shifted(spaced)
+        if self.terminal is not None and steps > 1:
+            visited = 1 - (1 - visited) * (1 - self.terminal) / (1 - visited[-1])
+        return torch.cat([visited, visited.new_zeros(1)])
+
+    def shifted(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """Nearer to the noise where `shift` is over 1."""
+        return self.shift * t / (1 + (self.shift - 1) * t)
+
+
+@dataclass(frozen=True, eq=False)
+class Discrete(Schedule):
+    """Variance preserving in N discrete times (Ho et al. 2020): the i-th, from 0, is t = (i + 1) / N.
+
+    `products` are the products of 1 - beta up to each time, " N"; between two times sigma / alpha is interpolated
+    linearly, and below the first down to 0. A sampler visits times in one of the ways of Lin et al. 2024 (table 2),
+    as diffusers' schedulers do: `leading` ones are `offset` later, `linspace` ones are rounded if `whole`, and if
+    `short`, the last of either is left out of one more. It ends at t = 0, or, if not `to_clean`, at the first time.
+    `prediction` is what the network was trained to say, and decides `weight`.
+    """
+
+    products: Float[Tensor, " N"]
+    spacing: Literal["leading", "trailing", "linspace"] = "leading"
+    offset: int = 1
+    to_clean: bool = True
+    prediction: Literal["epsilon", "velocity"] = "epsilon"
+    whole: bool = True
+    short: bool = False
+    unit: bool = True
+    """Samplers start from noise of standard deviation 1, although some of the data is left; else from sigma(1)."""
+    _tables: dict[tuple[torch.device, torch.dtype], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def alpha(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """1 / sqrt(1 + (sigma / alpha)^2)."""
+        return (1 + self.ratio(t) ** 2).rsqrt()
+
+    def sigma(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """sqrt(1 - alpha^2)."""
+        ratio = self.ratio(t)
+        return ratio * (1 + ratio**2).rsqrt()
+
+    def ratio(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """Sigma / alpha."""
+        table = self._table(t.device, t.dtype)
+        place = (t * len(self.products)).clamp(0, len(self.products))
+        low = place.floor().clamp(max=len(self.products) - 1)
+        return torch.lerp(table[low.long()], table[low.long() + 1], place - low)
+
+    def index(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """The number of a time, as networks are told it: whole where it is all but whole, and 0 at least."""
+        place = t * len(self.products) - 1
+        return torch.where((place - place.round()).abs() < 1e-3, place.round(), place).clamp(min=0)
+
+    def training_times(self, uniforms: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """One of the N, all equally likely."""
+        count = len(self.products)
+        return ((uniforms * count).floor().clamp(max=count - 1) + 1) / count
+
+    def start(self) -> float:
+        """1, or sigma(1)."""
+        return 1.0 if self.unit else self.sigma(torch.ones(1, dtype=torch.float64)).item()
+
+    def weight(self, t: Float[Tensor, " *n"]) -> Float[Tensor, " *n"]:
+        """alpha^2 / sigma^2, which makes it the error of the noise, or 1 / sigma^2, the error of the velocity."""
+        sigma = self.sigma(t).clamp(min=1e-3)
+        return (self.alpha(t) / sigma) ** 2 if self.prediction == "epsilon" else sigma**-2
+
+    def times(self, steps: int) -> Float[Tensor, " times"]:
+        """As diffusers' schedulers.
+
+        Raises:
+            InputError: more steps than there are times.
+        """
+        count, spaced = len(self.products), steps + self.short
+        match self.spacing:
+            case "leading":
+                places = torch.arange(spaced, dtype=torch.float64).flip(0) * (count // spaced) + self.offset
+            case "trailing":
+                places = torch.from_numpy(np.arange(count, 0, -count / steps)).round() - 1  # ties fall as NumPy's do
+            case "linspace":
+                places = torch.linspace(count - 1, 0, spaced, dtype=torch.float64)
+                places = places.round() if self.whole else places
+        places = places[:steps]
+        if places[0] > count - 1 or (places.diff() >= 0).any():
+            raise InputError(f"expected fewer sampler steps than {steps} for a model of {count} times; lower them")
+        last = 0.0 if self.to_clean else 1 / count
+        return torch.cat([(places + 1) / count, places.new_full((1,), last)])
+
+    def _table(self, device: torch.device, dtype: torch.dtype) -> Float[Tensor, " times"]:
+        """Sigma / alpha at t = 0, 1 / N ... 1; once on each device, so that steps need not wait for it."""
+        if (device, dtype) not in self._tables:
+            known = ((1 - self.products) / self.products).sqrt()
+            self._tables[device, dtype] = torch.cat([known.new_zeros(1), known]).to(device, dtype)
+        return self._tables[device, dtype]
 
 
 def expand(values: Shaped[Tensor, " n"], like: Shaped[Tensor, " n *latent"]) -> Shaped[Tensor, " n *ones"]:

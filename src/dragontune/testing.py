@@ -234,11 +234,13 @@ def _check_mixing(
     with generator.scaled(0.5):
         half = denoise()
     generator.rescale(0.5)
-    torch.testing.assert_close(denoise(), half, msg=_says("rescale(0.5) is not what scaled(0.5) is"))
+    torch.testing.assert_close(denoise(), half, rtol=1e-4, atol=1e-4, msg=_says("rescale(0.5) is not scaled(0.5)"))
     generator.mix_adapters([(folder, 1.0)])
     assert torch.equal(denoise(), tuned), "a mixture of one adapter with weight 1 is not that adapter"
     generator.mix_adapters([(folder, 0.75), (folder, -0.25)])
-    torch.testing.assert_close(denoise(), half, msg=_says("0.75 - 0.25 of an adapter is not half of it"))
+    torch.testing.assert_close(
+        denoise(), half, rtol=1e-4, atol=1e-4, msg=_says("0.75 - 0.25 of an adapter is not half of it")
+    )
     generator.mix_adapters([(folder, 0.0)])
     assert torch.equal(denoise(), base), "a mixture with weight 0 is not the pretrained model, bit for bit"
 

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from jaxtyping import Float
@@ -30,6 +31,8 @@ class Algorithm(ABC, Generic[Experience, Batch]):
     generator: Generator
     reward: Reward
     sampler: Sampler
+    micro_batch: int
+    """Items generated, decoded or evaluated at once without gradients: memory only, never the result."""
 
     @abstractmethod
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Experience, Metrics]:
@@ -59,6 +62,13 @@ class Algorithm(ABC, Generic[Experience, Batch]):
     def parameters(self) -> Iterator[nn.Parameter]:
         """What the optimiser moves."""
         return self.generator.parameters()
+
+    def rehearsal(self, rows: int, share: float) -> "Algorithm[Experience, Batch]":
+        """The same with so many rows at once, and with less of what memory does not depend on.
+
+        What is collected beside the prompts of a round is cut to `share`, in (0, 1].
+        """
+        return replace(self, micro_batch=rows)  # pyright: ignore[reportArgumentType, reportCallIssue] - a dataclass
 
     def memory(self) -> dict[str, Tensor]:
         """What `collect` remembers of earlier rounds beside the weights: here nothing.

@@ -163,7 +163,7 @@ class Ddpo(Algorithm[Moves, Moves]):
             metrics["denoiser_calls"] = metrics["gradient_calls"]
             with torch.no_grad(), self.generator.reference():
                 frozen = self.sampler.transition(self.generator, state).mean
-            off = (move.mean - frozen) / expand(move.std, frozen)
+            off = (move.mean - frozen) / expand(move.std.to(frozen), frozen)
             divergence = off.square().flatten(1).mean(1) / 2
             losses = losses + self.kl * divergence
             metrics["divergence"] = divergence.mean().item()

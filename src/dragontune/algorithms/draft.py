@@ -178,21 +178,24 @@ class Draft(Algorithm[Asked, Tail]):
     def _again(self, state: State, key: Key) -> tuple[State, Float[Tensor, " n"]]:
         """A step whose activations are computed again on the way back, so that only one step's are kept at a time."""
 
-        def step(latents: Tensor, guided: Tensor, unconditional: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            given = replace(state, latents=latents, history=Estimates(guided, unconditional, state.history.known))
-            ahead, more = self._step(given, key)
-            return ahead.latents, ahead.history.guided, ahead.history.unconditional, more
+        def step(
+            latents: Tensor, guided: Tensor, unconditional: Tensor, average: Tensor | None
+        ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
+            given = Estimates(guided, unconditional, state.history.known, average)
+            ahead, more = self._step(replace(state, latents=latents, history=given), key)
+            return ahead.latents, ahead.history.guided, ahead.history.unconditional, ahead.history.average, more
 
         history = state.history
-        latents, guided, unconditional, more = checkpoint(  # pyright: ignore[reportGeneralTypeIssues]
+        latents, guided, unconditional, average, more = checkpoint(  # pyright: ignore[reportGeneralTypeIssues]
             step,
             state.latents,
             history.guided,
             history.unconditional,
+            history.average,
             use_reentrant=False,
             preserve_rng_state=False,
         )
-        return state.move(latents, Estimates.of(guided, unconditional)), more
+        return state.move(latents, Estimates.of(guided, unconditional, average)), more
 
     def _step(self, state: State, key: Key) -> tuple[State, Float[Tensor, " n"]]:
         """One step and its divergence."""

@@ -80,6 +80,11 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
             if value < 1:
                 raise InputError(f"{name} is a whole number of 1 or more, got {value}")
 
+    def rehearsal(self, rows: int, share: float) -> "Dragon":
+        """In two steps: nothing is kept of a step once it is taken."""
+        sampler = replace(self.sampler, steps=min(2, self.sampler.steps), plus_steps=())
+        return replace(self, micro_batch=rows, sampler=sampler)
+
     @torch.no_grad()
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Demonstrations, Metrics]:
         """Two sets from distinct noise, divided. `reward` is the mean of both sets' (items of f_ref included).

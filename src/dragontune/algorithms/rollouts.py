@@ -88,7 +88,7 @@ class Rollouts:
             move = self.sampler.transition(self.generator, state)
             ahead = move.draw(key)
             noisy = bool((move.std > 0).all())
-            log_prob = move.log_prob(ahead) / ahead[0].numel() if noisy else torch.zeros_like(move.std)
+            log_prob = move.log_prob(ahead) / ahead[0].numel() if noisy else ahead.new_zeros(len(ahead))
             steps.append(Steps(first_order(self.sampler).pause(state, prompts), ahead, move.std, log_prob))
             state = state.move(ahead, move.history)
         by_step = torch.arange(len(items) * len(steps)).view(len(steps), len(items))

@@ -105,6 +105,11 @@ class Vard(Algorithm[Climb, Climb]):
         """The value network, how well it predicted held-out rollouts, and the number of rounds."""
         return self._memory
 
+    def rehearsal(self, rows: int, share: float) -> "Vard":
+        """With fewer rollouts for the value, whose states are all kept while it is fitted."""
+        rollouts = max(FEWEST_ROLLOUTS, round(self.value_rollouts * share))
+        return replace(self, micro_batch=rows, value_rollouts=rollouts)
+
     @torch.no_grad()
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Climb, Metrics]:
         """The steps of a generation for each prompt; in the first round, V before that.

@@ -28,6 +28,8 @@ from dragontune.evaluation.generations import Steered
 from dragontune.evaluation.report import duration
 from dragontune.generators.base import Generator
 from dragontune.media.audio import Audio
+from dragontune.media.image import Images
+from dragontune.media.kinds import KINDS, kind_of
 from dragontune.media.video import Video
 from dragontune.process import ReverseProcess, State
 from dragontune.rewards.base import DistributionReward, Features, Reward
@@ -36,8 +38,7 @@ from dragontune.training import files
 from dragontune.training.progress import Reporter
 
 SCORES = "scores.csv"
-SUFFIXES = (".flac", ".webp")
-"""Of audio, and of video."""
+SUFFIXES = tuple(kind.suffix for kind in KINDS)
 BATCHES = ".batches"
 PHASE = "generating"
 
@@ -77,7 +78,7 @@ class Clips:
         """Every clip that is not there yet; returns what there is to say of their scores.
 
         Raises:
-            InputError: the model makes neither audio nor video, or the reward does not fit.
+            InputError: the model makes neither audio nor images nor video, or the reward does not fit.
             NonFiniteError: a score is NaN or infinite.
         """
         if self.steered is not None and self.sets:
@@ -219,7 +220,7 @@ class Clips:
         media.write_table(self.out, [Item(self.out / f"{each.stem}{suffix}", each.prompt) for each in self.wanted])
 
     def _save(self, clip: Media | None, wanted: Wanted) -> None:
-        if isinstance(clip, Audio | Video):
+        if isinstance(clip, Audio | Images | Video):
             files.make(self.out / f"{wanted.stem}{_suffix(clip)}", clip.write)
 
     def _scores(self) -> dict[str, float]:
@@ -261,12 +262,9 @@ def _score(reward: Reward, features: Features) -> float:
 
 
 def _suffix(clip: Media | None) -> str:
-    match clip:
-        case Audio():
-            return ".flac"
-        case Video():
-            return ".webp"
-        case _:
-            raise InputError(
-                f"expected a model of audio or video, got one of {type(clip).__name__}; sample it from Python"
-            )
+    kind = kind_of(clip)
+    if kind is None:
+        raise InputError(
+            f"expected a model of audio, images or video, got one of {type(clip).__name__}; sample it from Python"
+        )
+    return kind.suffix

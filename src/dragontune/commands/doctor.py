@@ -12,11 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 from dragontune.algorithms.base import Algorithm
+from dragontune.commands.memory import MORE, available, forecast
 from dragontune.commands.recipe import Recipe, Seconds, read_prompts
 from dragontune.errors import InputError
 from dragontune.evaluation.guard import Guard
 from dragontune.seeding import Key
 
+GIB = 2**30
 FORWARD_AND_BACKWARD = 3.0
 """What a differentiated evaluation of the denoiser costs, in plain ones."""
 
@@ -29,30 +31,29 @@ class Finding:
     found: str
 
 
-@dataclass(frozen=True)
-class Denoising:
-    """What one item costs in one call of the network."""
-
-    seconds: float
-    saved_bytes: int
-
-
-def doctor(recipe: Recipe, out: Path) -> None:
+def doctor(recipe: Recipe, out: Path, memory: float | None = None) -> None:
     """Print what was found; it stops at the first thing that would stop a run.
 
     Raises:
-        InputError: something is wrong, the same as `tune` would say.
+        InputError: something is wrong, the same as `tune` would say, or the run takes more than `memory` (in GiB; by
+            default what the device has).
     """
     table = Table(title="The recipe is fine. Estimates are rough: others may use the machine, too.")
     table.add_column("what")
     table.add_column("found", overflow="fold")
-    for finding in examine(recipe, out):
+    for finding in examine(recipe, out, memory):
         table.add_row(finding.what, finding.found)
     Console().print(table)
 
 
-def examine(recipe: Recipe, out: Path) -> Iterator[Finding]:
-    """Everything `tune` depends on, in the order in which it would fail."""
+def examine(recipe: Recipe, out: Path, memory: float | None = None) -> Iterator[Finding]:
+    """Everything `tune` depends on, in the order in which it would fail.
+
+    Raises:
+        InputError: something is wrong.
+    """
+    if memory is not None and not 0 < memory < 1e6:
+        raise InputError(f"expected --memory in GiB above 0, got {memory}; a card of 24 GB has 24")
     prompts = read_prompts(recipe.prompts)
     yield Finding("prompts", f"{len(prompts)} in {recipe.prompts}, {recipe.loop.pairs} a round")
     algorithm = recipe.build()
@@ -69,7 +70,7 @@ def examine(recipe: Recipe, out: Path) -> Iterator[Finding]:
         yield Finding("guard", _guard(recipe, recipe.guard))
     call = _denoise(algorithm, prompts)
     yield Finding("time", _time(recipe, algorithm, call, item))
-    yield Finding("memory", _memory(recipe, count, call))
+    yield Finding("memory", _memory(recipe, algorithm, prompts, memory))
     yield Finding("disk", _disk(out, count * (16 if recipe.guard else 12) * (recipe.loop.keep + 2)))
 
 
@@ -82,24 +83,16 @@ def _guard(recipe: Recipe, guard: Guard) -> str:
     )
 
 
-def _denoise(algorithm: Algorithm[Any, Any], prompts: list[str], items: int = 4) -> Denoising:
-    """Time a call without gradients, and add up what a call with gradients keeps for the way back."""
-    generator, saved = algorithm.generator, 0
+def _denoise(algorithm: Algorithm[Any, Any], prompts: list[str], items: int = 4) -> float:
+    """Seconds of an item in a call of the network without gradients."""
+    generator, items = algorithm.generator, min(items, algorithm.micro_batch)
     noise = Key(0).fold("doctor").normal(range(items), generator.latent_shape).to(generator.device)
     condition = generator.encode_prompts([prompts[i % len(prompts)] for i in range(items)])
     t = torch.full((items,), 0.5, device=generator.device)
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved
-        saved += tensor.numel() * tensor.element_size()
-        return tensor
-
     with torch.no_grad():
         generator.denoise(noise, t, condition)  # the first call warms up
-        seconds = min(_seconds(lambda: generator.denoise(noise, t, condition).sum().item()) for _ in range(3))
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        generator.denoise(noise, t, condition)
-    return Denoising(seconds / items, saved // items)
+        return min(_seconds(lambda: generator.denoise(noise, t, condition).sum().item()) for _ in range(3)) / items
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -108,12 +101,12 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _time(recipe: Recipe, algorithm: Algorithm[Any, Any], call: Denoising, item: Seconds) -> str:
+def _time(recipe: Recipe, algorithm: Algorithm[Any, Any], call: float, item: Seconds) -> str:
     loop = recipe.loop
-    one = algorithm.sampler.calls(1) * call.seconds + item.decode + item.encode
+    one = algorithm.sampler.calls(1) * call + item.decode + item.encode
     budget = algorithm.budget(loop.pairs, loop.batch, loop.updates)
     calls = budget["denoiser_calls"] + FORWARD_AND_BACKWARD * budget["gradient_calls"]
-    each = calls * call.seconds + budget["decodes"] * item.decode + budget["encodes"] * item.encode
+    each = calls * call + budget["decodes"] * item.decode + budget["encodes"] * item.encode
     made = f"{budget['generations']:,.0f} generations in {_span(each)}"
     parts = [f"a round {made}, {loop.rounds} rounds {_span(loop.rounds * each)}"]
     if recipe.evaluation:
@@ -125,14 +118,53 @@ def _time(recipe: Recipe, algorithm: Algorithm[Any, Any], call: Denoising, item:
     return ", ".join(parts)
 
 
-def _memory(recipe: Recipe, count: int, call: Denoising) -> str:
-    """What the step of training keeps; the model itself is loaded already and fits."""
-    step = 2 * recipe.loop.micro_batch * call.saved_bytes + 16 * count
-    if not torch.cuda.is_available():
-        return f"a step of training keeps about {step / 2**30:.2f} GiB beside the model"
-    free, _ = torch.cuda.mem_get_info()
-    verdict = "fits" if step < free else "does not fit: lower loop.micro_batch"
-    return f"a step of training keeps about {step / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free: {verdict}"
+def _memory(recipe: Recipe, algorithm: Algorithm[Any, Any], prompts: list[str], memory: float | None) -> str:
+    device = algorithm.generator.device
+    room = memory * GIB if memory is not None else available(device)
+    making = [
+        (name, part.micro_batch, list(part.named(recipe.reward)[1].values()))
+        for name, part in (("evaluating", recipe.evaluation), ("guarding", recipe.guard))
+        if part is not None
+    ]
+    try:
+        found = forecast(algorithm, recipe.loop, prompts, making)
+    except torch.OutOfMemoryError as error:
+        raise InputError(
+            f"expected a run that fits into {room / GIB:.2f} GiB, got one of which {MORE} items at once do not; "
+            f"{_ways_out(recipe, algorithm, 'training')}"
+        ) from error
+    worst = found.worst
+    if worst.bytes > room:
+        raise InputError(
+            f"expected a run that fits into {room / GIB:.2f} GiB, got one that takes about {worst.bytes / GIB:.2f} GiB "
+            f"while {worst.name}; {_ways_out(recipe, algorithm, worst.name)}"
+        )
+    stages = ", ".join(f"{stage.name} {stage.bytes / GIB:.2f}" for stage in found.stages)
+    place = "tensors in main memory" if device.type == "cpu" else f"memory of {device}"
+    return (
+        f"at most about {worst.bytes / GIB:.2f} GiB of {place} ({found.resident / GIB:.2f} for what is loaded; "
+        f"{stages}), {room / GIB:.2f} GiB {'asked for' if memory is not None else 'there'}"
+    )
+
+
+def _ways_out(recipe: Recipe, algorithm: Algorithm[Any, Any], stage: str) -> str:
+    """What takes less memory in a stage and has not been done yet."""
+    plan, ways = recipe.plan, []
+    if stage == "training":
+        ways += ["set plan.checkpointing: true"] * (not plan.checkpointing)
+        ways += [f"lower loop.micro_batch from {recipe.loop.micro_batch}"] * (recipe.loop.micro_batch > 1)
+    if stage in ("generating", "preparing"):
+        ways += [f"lower the algorithm's micro_batch from {algorithm.micro_batch}"] * (algorithm.micro_batch > 1)
+    for name, part in (("evaluating", recipe.evaluation), ("guarding", recipe.guard)):
+        if stage == name and part is not None and part.micro_batch > 1:
+            ways.append(
+                f"lower {'evaluation' if name == 'evaluating' else 'guard'}.micro_batch from {part.micro_batch}"
+            )
+    if stage != "training" and recipe.reward.needs_media:
+        ways += ["set plan.tiling: true"] * (not plan.tiling)
+    ways += ["set precision: bf16"] * (recipe.precision == "float32")
+    ways += ["set plan.offload: true"] * (not plan.offload)
+    return f"{', '.join([*ways, 'make size smaller'][:-1])}{' or ' * bool(ways)}make size smaller"
 
 
 def _disk(out: Path, needed: int) -> str:

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dragontune.commands.opening import Opening
 from dragontune.commands.recipe import Recipe, read_prompts
 from dragontune.commands.steer import RANDOM, Steer
 from dragontune.errors import InputError, InterruptedRun
 from dragontune.evaluation.arms import LatentDiversity
 from dragontune.evaluation.evaluate import Evaluation
 from dragontune.evaluation.evaluate import evaluate as compare
-from dragontune.generators.pretrained import load, of_tokens
 from dragontune.sampling import Sampler
 from dragontune.training import files
 from dragontune.training.progress import reporter
@@ -87,7 +87,7 @@ def evaluate(run: Path, recipe: Recipe, prompts: str | None, out: Path | None, s
     print(f"The report is {target / 'index.html'}.")
 
 
-def evaluate_model(model: str, steer: Steer, text: str, prompts: str | None, out: Path, seed: int) -> None:
+def evaluate_model(opening: Opening, steer: Steer, text: str, prompts: str | None, out: Path, seed: int) -> None:
     """Write a report on a model as it is, plain and steered, into `out`; `text` is the file of steering.
 
     Plain items are made by the sampler that is steered. Without an `evaluation` in the file, the target is the reward
@@ -107,11 +107,11 @@ def evaluate_model(model: str, steer: Steer, text: str, prompts: str | None, out
     evaluation.check(evaluation.named(reward)[1], len(asked))
     steered.check(len(asked))
     files.make_folder(out)
-    if of_tokens(model):
+    if opening.of_tokens():
         raise InputError(
-            f"expected a continuous diffusion model in evaluate, got {model}, one of tokens; generate with it"
+            f"expected a continuous diffusion model in evaluate, got {opening.model}, one of tokens; generate with it"
         )
-    generator = load(model)
+    generator = opening.load()
     try:
         with reporter() as report:
             compare(generator, evaluation, reward, sampler, seed, out, progress=report, recipe=text, steer=steered)

@@ -10,13 +10,13 @@ from typing import Any
 
 from dragontune.commands.clips import BATCHES, Clips, Wanted
 from dragontune.commands.mistakes import read_yaml
+from dragontune.commands.opening import Opening
 from dragontune.commands.steer import budget, plural
+from dragontune.data import Rows
 from dragontune.errors import InputError, InterruptedRun
 from dragontune.evaluation.generations import Steered
 from dragontune.generators.adapters import CONFIG_FILE
 from dragontune.generators.base import Generator
-from dragontune.generators.pretrained import load, of_tokens
-from dragontune.media.audio import Audio
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
 from dragontune.training import files, guard
@@ -100,7 +100,7 @@ class Request:
     `sampler`, cannot be compared or stored, so `steering` says it in plain words.
     """
 
-    model: str
+    opening: Opening
     prompts: tuple[str, ...]
     adapters: tuple[Adapter, ...]
     scale: float
@@ -124,8 +124,9 @@ class Request:
 
     def text(self) -> str:
         """The request as it is stored beside the clips."""
-        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "steered"}
+        said = {each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("steered", "opening")}
         said |= {"adapters": [asdict(adapter) for adapter in self.adapters], "sampler": asdict(self.sampler)}
+        said |= self.opening.said()
         newer = {"count": 1, "steering": None}
         return json.dumps({k: v for k, v in said.items() if v != newer.get(k, ...)}, indent=2, sort_keys=True) + "\n"
 
@@ -149,7 +150,7 @@ class Request:
 
     def generator(self) -> Generator:
         """The model with its adapters."""
-        generator = load(self.model)
+        generator = self.opening.load()
         if self.adapters:
             generator.mix_adapters([(str(adapter.weights), adapter.weight) for adapter in self.adapters])
         return generator
@@ -170,9 +171,9 @@ def origin(model: str | None, adapters: Sequence[Adapter]) -> tuple[str, list[tu
     return found, runs
 
 
-def fitting(model: str, sampler: Sampler) -> Sampler | Unmasking:
+def fitting(opening: Opening, sampler: Sampler) -> Sampler | Unmasking:
     """The process of a model: that sampler, or, for a model of tokens, one that unmasks in as many steps."""
-    return Unmasking(sampler.steps, sampler.guidance) if of_tokens(model) else sampler
+    return Unmasking(sampler.steps, sampler.guidance) if opening.of_tokens() else sampler
 
 
 def common_model(named: Sequence[tuple[Adapter, str | None]]) -> str | None:
@@ -220,7 +221,7 @@ def generate(request: Request, out: Path) -> None:
     _claim(request, out)
     try:
         with reporter() as report, generator.scaled(request.gamma):
-            _warn_if_inaudible(request, generator, clips)
+            _warn_if_unnoticed(request, generator, clips)
             said = clips.make(generator, report)
     except KeyboardInterrupt as stop:
         raise InterruptedRun(f"interrupted; run the same command again for the clips that {out} lacks") from stop
@@ -267,16 +268,18 @@ def _claim(request: Request, out: Path) -> None:
     files.write(out / SETTINGS, request.text().encode())
 
 
-def _warn_if_inaudible(request: Request, generator: Generator, clips: Clips) -> None:
+def _warn_if_unnoticed(request: Request, generator: Generator, clips: Clips) -> None:
     """Compare the first clip with the untuned model's, both without steering."""
     if request.gamma == 0:
         return
     with generator.reference():
         before = clips.plain(generator, 0)
     after = clips.plain(generator, 0)
-    if isinstance(before, Audio) and isinstance(after, Audio) and guard.inaudible([before], [after]):
+    if not (isinstance(before, Rows) and isinstance(after, Rows)):
+        return
+    if sense := guard.unnoticed([before], [after]):
         warnings.warn(
-            f"THE ADAPTER CHANGES NOTHING AUDIBLE: with {' '.join(map(str, request.adapters))} the first clip differs "
-            f"from the untuned one by less than {guard.AUDIBLE:.0f} dB; try a larger --scale or tune longer",
-            stacklevel=2,
+            f"THE ADAPTER CHANGES NOTHING {sense}: with {' '.join(map(str, request.adapters))} the first clip differs "
+            f"from the untuned one by less than {guard.SENSES[sense]}; try a larger --scale or tune longer",
+            stacklevel=1,
         )

@@ -1,4 +1,4 @@
-"""Audio files with their prompts: what `score` and `evaluate` read and `generate` writes."""
+"""Files of media with their prompts: what `score` reads and `generate` writes."""
 
 import csv
 import warnings
@@ -11,7 +11,8 @@ import torch
 from dragontune.commands.recipe import read_prompts
 from dragontune.data import Samples
 from dragontune.errors import InputError
-from dragontune.media import audio
+from dragontune.media import kinds
+from dragontune.media.kinds import AUDIO, Kind
 
 TABLE = "prompts.csv"
 
@@ -22,6 +23,7 @@ class Item:
 
     path: Path
     prompt: str
+    kind: Kind = AUDIO
 
     def samples(self) -> Samples:
         """The file as one sample that never had latents.
@@ -29,35 +31,35 @@ class Item:
         Raises:
             InputError: it cannot be read.
         """
-        return Samples((self.prompt,), torch.empty(1, 0), audio.read(self.path))
+        return Samples((self.prompt,), torch.empty(1, 0), self.kind.read(self.path))
 
 
 def items(folder: Path, prompts: str | None) -> list[Item]:
-    """Every audio file in a folder, sorted, with its prompt.
+    """Every file of media in a folder, sorted, with its prompt.
 
     Prompts come from `prompts` (a .csv with the columns file and prompt, or a text file with one line a file, in sorted
     order), else from `prompts.csv` in the folder, else from a text file beside each clip (`clip.txt` for `clip.flac`).
 
     Raises:
-        InputError: there is no audio, or the prompts do not fit the files.
+        InputError: there are no media, or of several kinds, or the prompts do not fit the files.
     """
-    paths = audio.folder(folder)
+    kind, paths = kinds.folder(folder)
     table = Path(prompts) if prompts else folder / TABLE
     if prompts is None and not table.exists():
-        return [Item(path, _beside(path)) for path in paths]
+        return [Item(path, _beside(path), kind) for path in paths]
     if table.suffix.lower() == ".csv":
         named = _table(table)
         missing = [path.name for path in paths if path.relative_to(folder).as_posix() not in named]
         if missing and prompts:
             raise InputError(f"expected a prompt for every file, got none for {missing[0]} in {table}; add a row")
-        return [Item(path, named.get(path.relative_to(folder).as_posix(), "")) for path in paths]
+        return [Item(path, named.get(path.relative_to(folder).as_posix(), ""), kind) for path in paths]
     lines = read_prompts(str(table))
     if len(lines) != len(paths):
         raise InputError(
-            f"expected one prompt for each of the {len(paths)} audio files in {folder}, got {len(lines)} in {table}; "
+            f"expected one prompt for each of the {len(paths)} {kind.many} in {folder}, got {len(lines)} in {table}; "
             "make them equally many"
         )
-    return [Item(path, line) for path, line in zip(paths, lines, strict=True)]
+    return [Item(path, line, kind) for path, line in zip(paths, lines, strict=True)]
 
 
 def readable(found: list[Item]) -> Iterator[tuple[Item, Samples]]:
@@ -76,7 +78,8 @@ def readable(found: list[Item]) -> Iterator[tuple[Item, Samples]]:
         count += 1
         yield item, samples
     if not count:
-        raise InputError("expected at least one readable audio file, got none; give a folder with a good one")
+        _, _, noun = (found[0].kind if found else AUDIO).one.partition(" ")
+        raise InputError(f"expected at least one readable {noun}, got none; give a folder with a good one")
 
 
 def write_table(folder: Path, found: list[Item]) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from dragontune.algorithms.base import Algorithm
 from dragontune.algorithms.draft import Draft
+from dragontune.commands.opening import Opening
 from dragontune.data import Samples
 from dragontune.embedded import locate
 from dragontune.errors import InputError
@@ -17,8 +18,7 @@ from dragontune.evaluation.generations import Progress
 from dragontune.evaluation.guard import Guard, Lookout
 from dragontune.generators.adapters import Lora
 from dragontune.generators.base import Generator
-from dragontune.generators.pipeline import Precision
-from dragontune.generators.pretrained import load
+from dragontune.generators.checkpoint import Plan, Precision, Size
 from dragontune.rewards import standardise
 from dragontune.rewards.base import InstanceReward, Reward
 from dragontune.rewards.combine import InstanceSum, Sum
@@ -31,8 +31,10 @@ from dragontune.training.tracking import Tracker
 class Recipe:
     """One run: a model, what to tune it towards, how, on which prompts, and how to judge the result.
 
-    `prompts` is a text file, one prompt a line. Without `evaluation` there is no report, without `guard` no round is
-    looked at and the last one's weights are the result.
+    `prompts` is a text file, one prompt a line. `start` is a LoRA to go on from, in place of the fresh one that `lora`
+    describes: a folder in peft's format, a file of diffusers or of another trainer, or a hub name. `family` is a file
+    of the user's that opens a pipeline which dragontune does not know (docs/extend.md). Without `evaluation` there is
+    no report, without `guard` no round is looked at and the last one's weights are the result.
     """
 
     model: str
@@ -40,11 +42,21 @@ class Recipe:
     algorithm: Callable[[Generator, Reward], Algorithm]
     prompts: str
     lora: Lora = field(default_factory=Lora)
+    start: str | None = None
     precision: Precision = "float32"
+    size: Size = field(default_factory=Size)
+    plan: Plan = field(default_factory=Plan)
+    family: str | None = None
+    allow_pickle: bool = False
     loop: Loop = field(default_factory=Loop)
     evaluation: Evaluation | None = None
     guard: Guard | None = None
     trackers: list[Tracker] = field(default_factory=list)
+
+    @property
+    def opening(self) -> Opening:
+        """The model, and how it is opened."""
+        return Opening(self.model, self.precision, self.size, self.plan, self.family, self.allow_pickle)
 
     def build(self) -> Algorithm[Any, Any]:
         """Load the model and make the algorithm, checked against the reward.
@@ -57,7 +69,7 @@ class Recipe:
                 f"expected loop.pairs of at least {self.reward.minimum}, which {type(self.reward).__name__} needs to "
                 f"score a set, got {self.loop.pairs}; raise it"
             )
-        algorithm = self.algorithm(load(self.model, self.lora, precision=self.precision), self.reward)
+        algorithm = self.algorithm(self.opening.load(None if self.start else self.lora, self.start), self.reward)
         check_fit(type(algorithm), self.reward)
         if isinstance(algorithm, Draft) and self.loop.batch < self.reward.minimum:
             raise InputError(

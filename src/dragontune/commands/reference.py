@@ -9,7 +9,7 @@ from dragontune.training import files
 
 
 def reference(exemplars: str, encoder: Encoder, out: Path) -> None:
-    """Embed a folder of audio or a file of captions and write `out`."""
+    """Embed a folder of audio, images or video or a file of captions and write `out`."""
     if out.suffix != ".safetensors":
         raise InputError(f"expected --out to end in .safetensors, got {out}; rename it")
     files.make_folder(out.parent)

@@ -39,7 +39,8 @@ def measure(folder: Path, reward: Reward, prompts: str | None) -> dict[str, Any]
         InputError: nothing can be read, or there are too few files for the reward.
         NonFiniteError: a score is NaN or infinite.
     """
-    read = [(item, _encode(reward, item, samples)) for item, samples in media.readable(media.items(folder, prompts))]
+    found = media.items(folder, prompts)
+    read = [(item, _encode(reward, item, samples)) for item, samples in media.readable(found)]
     if reward.needs_prompts and (bare := [item.path.name for item, _ in read if not item.prompt]):
         raise InputError(
             f"expected a prompt for every file, which {reward.label} compares it with, got none for {bare[0]}; add "
@@ -47,7 +48,8 @@ def measure(folder: Path, reward: Reward, prompts: str | None) -> dict[str, Any]
         )
     if len(read) < reward.minimum:
         raise InputError(
-            f"expected at least {reward.minimum} audio files for {reward.label}, got {len(read)} in {folder}; add some"
+            f"expected at least {reward.minimum} {found[0].kind.many} for {reward.label}, got {len(read)} in {folder}; "
+            "add some"
         )
     scores = reward.score(join_columns([features for _, features in read])).double().cpu()
     names = [item.path.relative_to(folder).as_posix() for item, _ in read]

@@ -1,4 +1,4 @@
-"""What may be written short in a recipe: a reward by the file and name of the user's own function or class."""
+"""What may be written short: a reward by the file and name of the user's own function or class, an encoder by name."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from dragontune.errors import InputError
 from dragontune.rewards import source
 
 FUNCTION = "dragontune.rewards.function.Function"
@@ -49,13 +50,31 @@ def reward(value: Any, folder: Path) -> Any:  # noqa: ANN401 - any part of a rec
     return {"class_path": FUNCTION, "init_args": {"function": text}}
 
 
+def encoder(text: str) -> dict[str, Any]:
+    """An encoder on the command line: `log-mel`, `LogMel`, `clap:FOLDER`, `mert:owner/model` or `{class_path: ...}`.
+
+    Raises:
+        InputError: what is in braces is no YAML.
+    """
+    if text.startswith("{"):
+        try:
+            found = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            got = " ".join(str(error).split())
+            raise InputError(f"expected class_path and init_args in {text}, got no YAML ({got}); correct it") from error
+        return found
+    name, colon, model = text.partition(":")
+    name = "".join(word.capitalize() for word in name.split("-")) if name == name.lower() else name
+    return {"class_path": name} | ({"init_args": {"model": model}} if colon else {})
+
+
 def overrides(words: Sequence[str], folder: Path) -> list[str]:
     """The same for fields that are overridden on the command line."""
     said = list(words)
     for place, word in enumerate(words):
         field, equals, value = word.partition("=")
         name = field.rpartition(".")[2].lstrip("-")
-        if not field.startswith("--") or name not in ("reward", "rewards", "class_path"):
+        if not field.startswith("--") or name not in ("reward", "rewards", "class_path", "family"):
             continue
         if equals:
             said[place] = f"{field}={_override(name, value, folder)}"
@@ -80,6 +99,8 @@ def restored(value: Any) -> Any:  # noqa: ANN401 - any part of a recipe
 def _under(key: str, value: Any, folder: Path) -> Any:  # noqa: ANN401 - any part of a recipe
     if key == "reward":
         return reward(value, folder)
+    if key == "family" and isinstance(value, str):
+        return source.located(value if ":" in value else f"{value}:FAMILY", folder)
     if key == "rewards" and isinstance(value, dict):
         return {name: reward(member, folder) for name, member in value.items()}
     if key == "class_path" and isinstance(value, str):

@@ -18,6 +18,7 @@ from dragontune.encoders.fingerprint import fingerprint
 from dragontune.encoders.tiny import TinyClapModel
 from dragontune.errors import InputError
 from dragontune.media.audio import Audio
+from dragontune.media.kinds import expect
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,9 +82,8 @@ class TinyClap(TextEncoder):
 
     def embed(self, media: Media) -> Embeddings:
         """Frames of unit length."""
-        if not isinstance(media, Audio):
-            raise TypeError(f"expected Audio, got {type(media).__name__}")
-        waveform = media.mono().resample(self.network.config["sample_rate"]).waveform[:, 0]
+        audio = expect(media, Audio, f"the encoder {self.name}")
+        waveform = audio.mono().resample(self.network.config["sample_rate"]).waveform[:, 0]
         nn.Module.to(self.network, waveform.device)
         return _embeddings(self.network.audio_frames(waveform.float()))
 

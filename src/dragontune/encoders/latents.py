@@ -10,14 +10,13 @@ from torch import Tensor
 from dragontune.data import Media, Samples
 from dragontune.encoders.base import Embeddings, Encoder
 from dragontune.encoders.fingerprint import fingerprint
-from dragontune.generators.pipeline import Codec
+from dragontune.generators.codec import Codec
 from dragontune.generators.pretrained import load_codec
-from dragontune.media.audio import Audio
 
 
 @dataclass(frozen=True, eq=False)
 class Latents(Encoder):
-    """Every latent frame is a frame; its channels are the dimensions.
+    """Every latent frame (of images and videos: every place) is a frame; its channels are the dimensions.
 
     `model` must be the model that is tuned: generations give their latents as they are, exemplars are encoded by the
     model's autoencoder, which is loaded when it is first needed.
@@ -33,8 +32,7 @@ class Latents(Encoder):
     @property
     def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The latent channels."""
-        silence = Audio(torch.zeros(1, self.codec.channels, self.codec.stride), self.codec.sample_rate)
-        return self.codec.encode(silence).shape[1]
+        return self.codec.latent_channels
 
     @property
     def digest(self) -> str:
@@ -43,11 +41,7 @@ class Latents(Encoder):
 
     @cached_property
     def _digest(self) -> str:
-        own = dict(getattr(self.codec.network, "config", {}))
-        settings = {key: value for key, value in own.items() if not key.startswith("_")}
-        return fingerprint(
-            self.codec.network, {**settings, "sample_rate": self.codec.sample_rate, "stride": self.codec.stride}
-        )
+        return fingerprint(self.codec.network, self.codec.settings())
 
     @cached_property
     def codec(self) -> Codec:
@@ -61,8 +55,6 @@ class Latents(Encoder):
 
     def embed(self, media: Media) -> Embeddings:
         """Through the autoencoder; the last frame may hold some silence."""
-        if not isinstance(media, Audio):
-            raise TypeError(f"expected Audio, got {type(media).__name__}")
         return _embeddings(self.codec.encode(media))
 
     def encode(self, samples: Samples) -> Embeddings:
@@ -72,6 +64,6 @@ class Latents(Encoder):
         return _embeddings(samples.latents)
 
 
-def _embeddings(latents: Float[Tensor, " n channels frames"]) -> Embeddings:
-    frames = latents.transpose(1, 2)
+def _embeddings(latents: Float[Tensor, " n channels *places"]) -> Embeddings:
+    frames = latents.flatten(2).transpose(1, 2)
     return Embeddings(frames, torch.full((len(frames),), frames.shape[1], device=frames.device))

@@ -16,6 +16,7 @@ from dragontune.data import Media
 from dragontune.encoders.base import Embeddings, Encoder
 from dragontune.errors import InputError
 from dragontune.media.audio import Audio
+from dragontune.media.kinds import expect
 from dragontune.media.spectrum import mel_filters
 
 SILENCE = 5e-11
@@ -80,9 +81,8 @@ class LogMel(Encoder):
 
         With a `level` a clip may exceed full scale. Gradients pass.
         """
-        if not isinstance(media, Audio):
-            raise TypeError(f"expected Audio, got {type(media).__name__}")
-        waveform = media.mono().resample(self.sample_rate).waveform[:, 0].float()
+        audio = expect(media, Audio, f"the encoder {self.name}")
+        waveform = audio.mono().resample(self.sample_rate).waveform[:, 0].float()
         return Embeddings.of(self._frames(self._levelled(waveform)))
 
     def _levelled(self, waveform: Float[Tensor, " n samples"]) -> Float[Tensor, " n samples"]:

@@ -18,7 +18,7 @@ from dragontune.data import Samples
 from dragontune.distances.vendi import vendi_score
 from dragontune.evaluation.comparison import Comparison, Verdict
 from dragontune.evaluation.generations import Generations, Making, Steered
-from dragontune.evaluation.plots import Clip
+from dragontune.evaluation.pictures import Kept
 from dragontune.process import ReverseProcess
 from dragontune.rewards.base import DistributionReward
 from dragontune.seeding import Key
@@ -101,7 +101,7 @@ class Result:
     costs: Costs
     times_plain: float
     verdicts: tuple[Verdict, ...]
-    clips: Mapping[int, Clip]
+    clips: Mapping[int, Kept]
 
     def record(self) -> dict:
         """The arm's entry in metrics.json."""

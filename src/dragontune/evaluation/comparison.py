@@ -10,7 +10,7 @@ from torch import Tensor
 from dragontune.costs import Costs
 from dragontune.errors import NonFiniteError
 from dragontune.evaluation.generations import Generations, Making
-from dragontune.evaluation.plots import Clip
+from dragontune.evaluation.pictures import Kept
 from dragontune.evaluation.statistics import Change, WinRate, item_wins, outcome, subset_wins
 from dragontune.rewards.base import Features, InstanceReward, Reward
 from dragontune.seeding import Key
@@ -51,11 +51,11 @@ class Verdict:
 
 @dataclass(frozen=True, eq=False)
 class Player:
-    """One prompt to listen to, with each instance reward's score before and after."""
+    """One prompt to listen to or look at, with each instance reward's score before and after."""
 
     prompt: str
-    before: Clip
-    after: Clip
+    before: Kept
+    after: Kept
     scores: Mapping[str, tuple[float, float]]
 
 
@@ -131,7 +131,7 @@ class Comparison:
         return Sweep(tuple(ordered), {name: tuple(series) for name, series in values.items()}, len(items), costs)
 
     def players(self, items: Sequence[int]) -> tuple[Player, ...]:
-        """Those of the items that were kept to listen to."""
+        """Those of the items that were kept."""
         items = [item for item in items if item in self.base.clips]
         if not items:
             return ()

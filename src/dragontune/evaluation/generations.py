@@ -1,4 +1,4 @@
-"""Generate for an evaluation, keeping little: features for the rewards, latents, and the audio of a few items."""
+"""Generate for an evaluation, keeping little: features for the rewards, latents, and the media of a few items."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,9 +12,8 @@ from torch import Tensor
 from dragontune.costs import Costs
 from dragontune.data import Samples, join_columns
 from dragontune.errors import InputError
-from dragontune.evaluation.plots import Clip
+from dragontune.evaluation.pictures import Kept, kept
 from dragontune.generators.base import Generator
-from dragontune.media.audio import Audio
 from dragontune.process import ReverseProcess
 from dragontune.rewards.base import DistributionReward, Features, Reward
 from dragontune.seeding import Key
@@ -87,7 +86,7 @@ class Generations:
 
     features: Mapping[str, Features]
     latents: Shaped[Tensor, " n *latent"]
-    clips: Mapping[int, Clip]
+    clips: Mapping[int, Kept]
     costs: Costs
 
 
@@ -110,20 +109,21 @@ class Making:
 
     @torch.no_grad()
     def make(self, phase: str, items: Sequence[int], players: Sequence[int] = ()) -> Generations:
-        """Generate and encode `items` with the generator as it is now; keep those of `players` that are audio."""
+        """Generate and encode `items` with the generator as it is now; keep those of `players` that can be shown."""
         self.progress(phase, 0, len(items))
         parts, done = [], 0
         for samples, part in self._batches(items, players):
             heard = [item for item in part if item in players]
             features = {name: reward.encode(samples) for name, reward in self.rewards.items()}
-            clips = {item: clip(samples.media, part.index(item)) for item in heard if isinstance(samples.media, Audio)}
+            shown = {item: kept(samples.media, part.index(item)) for item in heard}
+            clips = {item: each for item, each in shown.items() if each is not None}
             parts.append(Generations(features, samples.latents.cpu(), clips, self._costs(samples)))
             done += len(part)
             self.progress(phase, done, len(items))
         return Generations(
             {name: join_columns([part.features[name] for part in parts]) for name in self.rewards},
             torch.cat([part.latents for part in parts]),
-            {item: kept for part in parts for item, kept in part.clips.items()},
+            {item: each for part in parts for item, each in part.clips.items()},
             sum((part.costs for part in parts), Costs()),
         )
 
@@ -169,8 +169,3 @@ class Making:
             return Costs(count, self.sampler.calls(count), decodes, encodes)
         spent = self.steered.costs(count, self.key)
         return replace(spent, decodes=spent.decodes - count + decodes, encodes=spent.encodes + encodes)
-
-
-def clip(audio: Audio, row: int) -> Clip:
-    """One item's audio, apart from PyTorch."""
-    return Clip(audio.waveform[row].detach().float().cpu().numpy(), audio.sample_rate)

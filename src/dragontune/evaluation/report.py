@@ -16,6 +16,7 @@ from dragontune.evaluation import plots
 from dragontune.evaluation.arms import UNTUNED, Result, Steering
 from dragontune.evaluation.comparison import Player, Sweep, Verdict
 from dragontune.evaluation.looks import Looks, Trial
+from dragontune.evaluation.pictures import Kept, Picture, picture_uri
 from dragontune.evaluation.plots import Clip
 from dragontune.evaluation.statistics import WinRate
 
@@ -83,8 +84,21 @@ class Page:
 
     @cached_property
     def pictures(self) -> list[tuple[Player, list[dict[str, str]]]]:
-        """Each prompt's two clips as audio, spectrogram and waveform; the two share one decibel scale."""
+        """Each prompt's two items, for the page: as pictures, or as audio, spectrogram and waveform.
+
+        The two of audio share one decibel scale.
+        """
         return [(player, _pictures({"before": player.before, "after": player.after})) for player in self.players]
+
+    @property
+    def seen(self) -> bool:
+        """Whether there are items to look at, images or videos, not to listen to."""
+        return any(isinstance(player.before, Picture) for player in self.players)
+
+    @property
+    def moving(self) -> bool:
+        """Whether these are videos."""
+        return any(isinstance(player.before, Picture) and player.before.fps is not None for player in self.players)
 
     @cached_property
     def arms(self) -> list[tuple[Result, list[tuple[str, WinRate | None]]]]:
@@ -285,8 +299,24 @@ def _row(verdict: Verdict) -> dict[str, object]:
     return {"verdict": verdict, "before": before, "after": after, "better": better, "sure": sure}
 
 
-def _pictures(clips: Mapping[str, Clip]) -> list[dict[str, str]]:
-    """One decibel scale for all."""
+def _pictures(items: Mapping[str, Kept]) -> list[dict[str, str]]:
+    """What the page shows of each; one decibel scale for all audio."""
+    shown = [_picture(name, item) for name, item in items.items() if isinstance(item, Picture)]
+    return shown or _players({name: item for name, item in items.items() if isinstance(item, Clip)})
+
+
+def _picture(name: str, picture: Picture) -> dict[str, str]:
+    rows, columns = picture.frames.shape[1:3]
+    return {
+        "name": name,
+        "image": picture_uri(picture),
+        "width": str(columns),
+        "height": str(rows),
+        "length": picture.length,
+    }
+
+
+def _players(clips: Mapping[str, Clip]) -> list[dict[str, str]]:
     levels = {name: plots.log_mel(clip) for name, clip in clips.items()}
     top = max(-60.0, *(float(level.max()) for level in levels.values()))
     return [

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dragontune.errors import InputError
+from dragontune.generators import lora_files
 
 ADAPTER = "default"
 PREFIX = "base_model.model."  # what a PeftModel puts before the names of the network it wraps
@@ -121,29 +123,44 @@ def scaled(network: nn.Module, gamma: float) -> Iterator[None]:
         yield
 
 
-def save(network: nn.Module, folder: str | Path, base: str) -> None:
+@dataclass(frozen=True)
+class Home:
+    """The pipeline that a network is a part of, for LoRA files in the format of diffusers."""
+
+    pipeline: type[DiffusionPipeline]
+    part: str
+    """What the pipeline calls the network: `unet` or `transformer`."""
+
+
+def save(network: nn.Module, folder: str | Path, base: str, home: Home | None = None) -> None:
     """Write the adapter so that `PeftModel.from_pretrained(network, folder)` restores it; `base` names the model.
 
-    The same adapter gives the same bytes.
+    If the network is at `home` in a pipeline that can read LoRA files, its `load_lora_weights(folder)` does, too. The
+    same adapter gives the same bytes.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = _config(network).to_dict() | {"base_model_name_or_path": base, "inference_mode": True}
     (folder / CONFIG_FILE).write_text(json.dumps(config, default=sorted, indent=2, sort_keys=True) + "\n")
-    weights = {f"{PREFIX}{name}": value.contiguous().cpu() for name, value in _weights(network).items()}
-    save_file(weights, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    weights = {name: value.contiguous().cpu() for name, value in _weights(network).items()}
+    save_file({f"{PREFIX}{name}": value for name, value in weights.items()}, folder / WEIGHTS_FILE, {"format": "pt"})
+    if home is not None and lora_files.loads_lora(home.pipeline):
+        lora_files.write(config, weights, folder, home.part)
 
 
-def load(network: nn.Module, folder: str | Path) -> None:
-    """Give the network the adapter in `folder`, in place where it fits the present one, else instead of it.
+def load(network: nn.Module, source: str | Path, home: Home | None = None) -> None:
+    """Give the network the adapter in `source`, in place where it fits the present one, else instead of it.
+
+    It is a folder in peft's format, or, for a network at `home` in a pipeline, a file or a folder with a file in the
+    format of diffusers or of another trainer that diffusers can convert.
 
     Raises:
-        InputError: the folder holds no readable LoRA, or one of another network.
+        InputError: there is no readable LoRA, or one of another network.
     """
-    _put(network, *_read(Path(folder)), folder)
+    _put(network, *_read(network, Path(source), home), source)
 
 
-def mix(network: nn.Module, adapters: Sequence[tuple[str | Path, float]]) -> None:
+def mix(network: nn.Module, adapters: Sequence[tuple[str | Path, float]], home: Home | None = None) -> None:
     """Give the network the change sum_j gamma_j s_j B_j A_j, of pairs (folder_j, gamma_j), instead of the present one.
 
     LoRA mixing as in DRaFT (Clark et al. 2024): the products are added, not the factors. The sum is one LoRA of scale 1
@@ -159,13 +176,13 @@ def mix(network: nn.Module, adapters: Sequence[tuple[str | Path, float]]) -> Non
     for folder, gamma in adapters:
         _check_finite(gamma, f"of {folder} in a mixture")
     if [gamma for _, gamma in adapters] == [1]:
-        load(network, adapters[0][0])
+        load(network, adapters[0][0], home)
         return
     down: dict[str, list[Tensor]] = {}
     up: dict[str, list[Tensor]] = {}
     try:
         for folder, gamma in adapters:
-            for name, a, b in _factors(network, Path(folder)):
+            for name, a, b in _factors(network, Path(folder), home):
                 down.setdefault(name, []).append(a)
                 up.setdefault(name, []).append(gamma * b)
     except InputError:
@@ -215,7 +232,13 @@ def _key(config: LoraConfig) -> str:
     return json.dumps({name: getattr(config, name) for name in names}, default=sorted, sort_keys=True)
 
 
-def _read(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+def _read(network: nn.Module, folder: Path, home: Home | None) -> tuple[LoraConfig, dict[str, Tensor]]:
+    if home is not None and not (folder / CONFIG_FILE).is_file() and (file := lora_files.find(folder)):
+        found = lora_files.read(file, home.pipeline, home.part, network)
+        try:
+            return LoraConfig(**found.settings), found.weights
+        except (TypeError, ValueError) as error:
+            raise InputError(f"expected a LoRA, got {file} with settings of something else ({error})") from error
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise InputError(f"expected an adapter in peft's format, got {folder} without {name}; check the folder")
@@ -253,9 +276,9 @@ def _put(network: nn.Module, config: LoraConfig, weights: dict[str, Tensor], sou
     set_peft_model_state_dict(network, weights, ADAPTER)
 
 
-def _factors(network: nn.Module, folder: Path) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _factors(network: nn.Module, folder: Path, home: Home | None) -> Iterator[tuple[str, Tensor, Tensor]]:
     """Layer, A (rank, inputs) and s B (outputs, rank) of the adapter in `folder`, which is loaded on the way."""
-    config, weights = _read(folder)
+    config, weights = _read(network, folder, home)
     usual = LoraConfig()
     odd = {f.name for f in fields(config) if getattr(config, f.name) != getattr(usual, f.name)} - set(PLAIN)
     odd |= {"init_lora_weights"} if config.init_lora_weights not in PLAIN_STARTS else set()
@@ -294,3 +317,8 @@ def _inject(network: nn.Module, config: LoraConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         inject_adapter_in_model(config, network, ADAPTER)
+    for layer in _layers(network):
+        if next(layer.get_base_layer().parameters()).dtype == torch.bfloat16:
+            for name in layer.adapter_layer_names:
+                getattr(layer, name).to(torch.float32)  # in bfloat16 the steps of Adam would be lost
+            layer.cast_input_dtype_enabled = False  # autocast does that, without a copy in single precision

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dragontune.data import Media, Rows
+from dragontune.guidance_apg import AdaptiveProjection
 from dragontune.schedule import Schedule
 
 
@@ -26,10 +27,18 @@ class Generator(ABC):
     latent_shape: tuple[int, ...]
     sample_rate: int
     device: torch.device
+    projection: AdaptiveProjection | None = None
+    """How samplers guide this model, which predicts a flow, if not by classifier-free guidance."""
 
     @abstractmethod
     def encode_prompts(self, prompts: Sequence[str]) -> Rows:
         """The condition, one row a prompt; the empty prompt is the unconditional one."""
+
+    def conditions(self, prompts: Sequence[str]) -> tuple[Rows, Rows]:
+        """The condition of the prompts, and what guidance leads away from: by default the empty prompt for each."""
+        count = len(prompts)
+        both = self.encode_prompts([*prompts, ""])
+        return both[torch.arange(count)], both[torch.full((count,), count)]
 
     def prompt_vectors(self, condition: Rows) -> Float[Tensor, " n width"]:
         """What the condition says, as one vector a row: each column's numbers, their mean over tokens, side by side.

@@ -1,45 +1,28 @@
-"""What generators made of a pretrained pipeline have in common: a frozen autoencoder and a network with an adapter."""
+"""What generators made of a pretrained pipeline share: an autoencoder, text encoders and an adapted network."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Literal, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dragontune.data import Media
+from dragontune.data import Media, Rows
 from dragontune.generators import adapters
 from dragontune.generators.base import Generator
-from dragontune.media.audio import Audio
+from dragontune.generators.checkpoint import AUTOENCODER, Checkpoint, P, Precision
+from dragontune.generators.codec import Codec
+from dragontune.schedule import Schedule, expand
 
-N = TypeVar("N", bound=nn.Module)
-Precision = Literal["float32", "bf16"]
-"""In what the denoiser multiplies matrices. `bf16` (bfloat16 autocast) saves memory and needs no loss scaling, since it
-has the range of single precision; weights, all outside of the denoiser and what it returns stay in float32."""
+Prediction = Literal["clean", "epsilon", "velocity", "flow"]
+"""What a network says of x = alpha x_0 + sigma eps: `clean` the data itself, `epsilon` the noise, `velocity` alpha
+eps - sigma x_0 (Salimans & Ho 2022), `flow` eps - x_0."""
 
-
-class Codec(ABC):
-    """An autoencoder of audio; latents are laid out as the generator's are."""
-
-    sample_rate: int
-    channels: int
-    stride: int
-    """Samples in a latent frame."""
-
-    @property
-    @abstractmethod
-    def network(self) -> nn.Module:
-        """The weights."""
-
-    @abstractmethod
-    def encode(self, audio: Audio) -> Float[Tensor, " n latent_channels frames"]:
-        """The posterior's mean for clips of any length, sample rate and channel count; gradients pass."""
-
-    @abstractmethod
-    def decode(self, latents: Float[Tensor, " n latent_channels frames"]) -> Audio:
-        """Latents to audio; gradients pass."""
+TEXTS_AT_ONCE = 8
+"""Prompts that are encoded together where each is encoded once."""
 
 
 class Adapted(Generator):
@@ -68,68 +51,163 @@ class Adapted(Generator):
         """Within it the adapter's change is multiplied by `gamma`."""
         return adapters.scaled(self.network, gamma)
 
+    @property
+    def home(self) -> adapters.Home | None:
+        """The pipeline that the network is a part of, if there is one whose LoRA files it can take."""
+        return None
+
     def save_adapter(self, folder: str) -> None:
-        """Write the adapter in peft's format."""
-        adapters.save(self.network, folder, self.name)
+        """Write the adapter in peft's format, and in diffusers' where its pipeline can read that."""
+        adapters.save(self.network, folder, self.name, self.home)
 
     def load_adapter(self, folder: str) -> None:
         """Take the adapter in `folder`; InputError if it does not fit."""
-        adapters.load(self.network, folder)
+        adapters.load(self.network, folder, self.home)
 
     def mix_adapters(self, parts: Sequence[tuple[str, float]]) -> None:
         """Take a weighted sum of the changes of adapters, by folder; InputError if one does not fit."""
-        adapters.mix(self.network, parts)
+        adapters.mix(self.network, parts, self.home)
 
     def rescale(self, gamma: float) -> None:
         """Multiply the adapter's change by `gamma` for good."""
         adapters.rescale(self.network, gamma)
 
 
-class PipelineGenerator(Adapted):
-    """A generator of audio whose latents are those of `codec`."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class PipelineGenerator(Adapted, Generic[P]):
+    """A model from a folder in diffusers' format. A family says how prompts and the network are asked.
 
+    The class is generic in the pipeline, whose networks are frozen and in place (`Checkpoint.open`).
+    """
+
+    checkpoint: Checkpoint
+    pipeline: P
     codec: Codec
+    schedule: Schedule
+    latent_shape: tuple[int, ...]
+    prediction: Prediction
+    _said: dict[str, Rows] = field(default_factory=dict, init=False, repr=False)
 
-    def decode(self, latents: Float[Tensor, " n *latent"]) -> Audio:
-        """Latents to audio; gradients pass."""
+    @abstractmethod
+    def condition(self, prompts: Sequence[str]) -> Rows:
+        """What the text encoders make of prompts, one row each whatever its neighbours; "" is the unconditional one."""
+
+    @abstractmethod
+    def predict(
+        self,
+        noisy: Float[Tensor, " n *latent"],
+        t: Float[Tensor, " n"],
+        condition: Any,  # noqa: ANN401 - a family's own
+    ) -> Float[Tensor, " n *latent"]:
+        """The network's output at times `t` in [0, 1], in the layout of the latents."""
+
+    @property
+    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the user calls the model."""
+        return self.checkpoint.name
+
+    @property
+    def device(self) -> torch.device:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Where it computes."""
+        return self.checkpoint.device
+
+    @property
+    def precision(self) -> Precision:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """In what."""
+        return self.checkpoint.precision
+
+    @property
+    def sample_rate(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Of the media: samples or frames a second, 1 for images."""
+        return self.codec.sample_rate
+
+    @property
+    def network(self) -> nn.Module:
+        """The denoiser: the pipeline's transformer or U-Net."""
+        return self.pipeline.components[self.part]
+
+    @property
+    def part(self) -> str:
+        """What the pipeline calls the denoiser."""
+        return "unet" if "unet" in self.pipeline.components else "transformer"
+
+    @property
+    def home(self) -> adapters.Home:
+        """The pipeline, which may know more formats of LoRA than peft's."""
+        return adapters.Home(type(self.pipeline), self.part)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> Rows:
+        """The condition, one row a prompt. With `plan.offload` each prompt is encoded once and kept in main memory."""
+        if not self.checkpoint.plan.offload:
+            return self.condition(prompts)
+        new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._said]
+        with self._text_encoders_in_place(bool(new)):
+            for start in range(0, len(new), TEXTS_AT_ONCE):
+                some = new[start : start + TEXTS_AT_ONCE]
+                rows = self.condition(some)
+                for i, prompt in enumerate(some):
+                    self._said[prompt] = _moved(rows[torch.tensor([i])], torch.device("cpu"))
+        said = [self._said[prompt] for prompt in prompts]
+        return _moved(type(said[0]).join(said), self.device) if said else self.condition([])
+
+    def denoise(
+        self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Rows
+    ) -> Float[Tensor, " n *latent"]:
+        """The clean latents that the network's prediction implies."""
+        with self.autocast():
+            output = self.predict(noisy, t.to(noisy), condition)
+        alpha, sigma = (expand(value.to(noisy), noisy) for value in (self.schedule.alpha(t), self.schedule.sigma(t)))
+        return clean(self.prediction, noisy, output.to(noisy), alpha, sigma)
+
+    def decode(self, latents: Float[Tensor, " n *latent"]) -> Media:
+        """Latents to media; gradients pass."""
         return self.codec.decode(latents)
 
     def encode(self, media: Media) -> Float[Tensor, " n *latent"]:
-        """Audio to latents; longer clips are cut to the model's length, shorter ones end in silence."""
-        latents = self.codec.encode(fit(audio_of(media), self.codec, self.latent_shape[-1]))
-        return latents[..., : self.latent_shape[-1]]
+        """Media to latents; what is longer or larger than the model makes is cut or scaled, what is shorter padded."""
+        return self.codec.encode(self.codec.fit(media, self.latent_shape))
+
+    @contextmanager
+    def _text_encoders_in_place(self, wanted: bool) -> Iterator[None]:
+        """Within it they are on the device; before and after in main memory."""
+        parts = [
+            part
+            for name, part in self.pipeline.components.items()
+            if isinstance(part, nn.Module) and part is not self.network and name not in AUTOENCODER
+        ]
+        if not wanted or self.device.type == "cpu":
+            yield
+            return
+        try:
+            for part in parts:
+                nn.Module.to(part, self.device)
+            yield
+        finally:
+            for part in parts:
+                nn.Module.to(part, torch.device("cpu"))
 
 
-def frozen(network: N, device: torch.device) -> N:
-    """The network on `device`, in evaluation mode, its weights not to be trained."""
-    nn.Module.to(network, device)
-    return network.requires_grad_(False).eval()
+def clean(
+    prediction: Prediction,
+    noisy: Float[Tensor, " n *latent"],
+    output: Float[Tensor, " n *latent"],
+    alpha: Float[Tensor, " n *ones"],
+    sigma: Float[Tensor, " n *ones"],
+) -> Float[Tensor, " n *latent"]:
+    """x_0 from what the network says of x = alpha x_0 + sigma eps; a velocity's alpha^2 + sigma^2 is 1."""
+    match prediction:
+        case "clean":
+            return output
+        case "epsilon":
+            return (noisy - sigma * output) / alpha
+        case "velocity":
+            return alpha * noisy - sigma * output
+        case "flow":
+            return (noisy - sigma * output) / (alpha + sigma)
 
 
-def audio_of(media: Media) -> Audio:
-    """The media, which must be audio."""
-    if not isinstance(media, Audio):
-        raise TypeError(f"expected Audio, got {type(media).__name__}")
-    return media
-
-
-def fit(audio: Audio, codec: Codec, frames: int) -> Audio:
-    """Cut or padded with silence to `frames` latent frames, at the codec's sample rate and channel count."""
-    audio = match(audio, codec)
-    wanted, got = frames * codec.stride, audio.waveform.shape[-1]
-    waveform = torch.nn.functional.pad(audio.waveform[..., :wanted], (0, max(0, wanted - got)))
-    return Audio(waveform, audio.sample_rate)
-
-
-def match(audio: Audio, codec: Codec) -> Audio:
-    """At the codec's sample rate and channel count: mixed down to one, or one repeated; and on its device."""
-    audio = audio.resample(codec.sample_rate)
-    if audio.waveform.shape[1] != codec.channels:
-        audio = Audio(audio.mono().waveform.expand(-1, codec.channels, -1), audio.sample_rate)
-    weight = next(codec.network.parameters())
-    return Audio(audio.waveform.to(weight.device, weight.dtype), audio.sample_rate)
-
-
-def whole_frames(waveform: Float[Tensor, " n channels samples"], stride: int) -> Float[Tensor, " n channels padded"]:
-    """Padded with silence to whole latent frames."""
-    return torch.nn.functional.pad(waveform, (0, -waveform.shape[-1] % stride))
+def _moved(rows: Rows, device: torch.device) -> Rows:
+    """The record with its tensors on `device`."""
+    columns = [getattr(rows, column.name) for column in fields(rows)]
+    return type(rows)(*(column.to(device) if isinstance(column, Tensor) else column for column in columns))

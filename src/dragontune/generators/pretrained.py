@@ -1,24 +1,26 @@
 """Open a pretrained generator: the embedded one, a local diffusers folder, or a hub name. Only safetensors are read."""
 
 import json
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import logging as diffusers_logging
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
+from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from dragontune.embedded import is_embedded, locate
 from dragontune.errors import InputError
-from dragontune.generators import adapters, sequences, stable_audio, tiny_music, token_music, wan
+from dragontune.generators import adapters, hub
 from dragontune.generators.adapters import Lora
-from dragontune.generators.pipeline import Adapted, Codec, Precision
+from dragontune.generators.checkpoint import Checkpoint, Plan, Precision, Size
+from dragontune.generators.codec import Codec
+from dragontune.generators.pipeline import Adapted
 
 INDEX = "model_index.json"
 HUB_FILES = [INDEX, "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt"]
@@ -28,23 +30,50 @@ HUB_FILES = [INDEX, "*/*.json", "*/*.safetensors", "*/*.model", "*/*.txt"]
 class Family:
     """How the pipelines of one class are opened."""
 
-    open_generator: Callable[[str, str, torch.device, Precision], Adapted]
-    open_codec: Callable[[str, torch.device], Codec]
+    pipeline: str
+    """The class that a folder's `model_index.json` names."""
+    open_generator: Callable[[Checkpoint], Adapted]
+    open_codec: Callable[[Checkpoint], Codec]
     tokens: bool = False
     """Whether its latents are tokens, which are unmasked instead of denoised."""
 
 
 FAMILIES = {
-    "TinyMusicPipeline": Family(tiny_music.open_generator, tiny_music.open_codec),
-    "StableAudioPipeline": Family(stable_audio.open_generator, stable_audio.open_codec),
-    "WanPipeline": Family(wan.open_generator, wan.open_codec),
-    "LettersPipeline": Family(sequences.open_generator, sequences.open_codec, tokens=True),
-    "TokenMusicPipeline": Family(token_music.open_generator, token_music.open_codec, tokens=True),
+    "TinyMusicPipeline": "tiny_music",
+    "StableAudioPipeline": "stable_audio",
+    "StableAudio3Pipeline": "stable_audio_3",
+    "AceStepPipeline": "ace_step",
+    "LongCatAudioDiTPipeline": "longcat_audio",
+    "WanPipeline": "wan",
+    "StableDiffusionPipeline": "stable_diffusion",
+    "StableDiffusionXLPipeline": "stable_diffusion_xl",
+    "AudioLDM2Pipeline": "audioldm2",
+    "MusicLDMPipeline": "musicldm",
+    "StableDiffusion3Pipeline": "stable_diffusion_3",
+    "FluxPipeline": "flux",
+    "LTXPipeline": "ltx",
+    "LettersPipeline": "sequences",
+    "TokenMusicPipeline": "token_music",
 }
+"""The modules of `generators` by the pipelines they open; a module is imported when it is needed."""
+OF_TOKENS = ("sequences", "token_music")
+ADDED: dict[str, Family] = {}
+"""Families that the user brought (`add`)."""
+
+
+def add(family: Family) -> None:
+    """Let models of another pipeline be opened from now on, or those of a known one in another way."""
+    ADDED[family.pipeline] = family
 
 
 def load(
-    model: str, lora: Lora | None = None, device: str | torch.device = "auto", precision: Precision = "float32"
+    model: str,
+    lora: Lora | None = None,
+    device: str | torch.device = "auto",
+    precision: Precision = "float32",
+    size: Size | None = None,
+    plan: Plan | None = None,
+    allow_pickle: bool = False,
 ) -> Adapted:
     """The generator, frozen; with `lora`, a fresh adapter that changes nothing yet.
 
@@ -52,16 +81,25 @@ def load(
         model: `tiny-music`, a folder with a `model_index.json`, or a hub name such as `owner/model`.
         lora: the adapter to train; None for none.
         device: where to put it; `auto` is a CUDA device if there is one.
-        precision: in what the denoiser computes; `bf16` saves memory and time on GPUs.
+        precision: in what its networks compute; `bf16` saves memory and time on GPUs.
+        size: how large what it makes is; by default as it was trained to.
+        plan: how it saves memory; by default not at all.
+        allow_pickle: also read weights in `.bin` files. Torch then loads tensors only, yet that format was made to
+            carry code; a folder with safetensors needs none.
 
     Raises:
         InputError: there is no such model, its files are torn, or its kind is not known.
     """
-    folder = find(model)
-    with _quiet(), _readable(folder):
-        generator = _family(folder).open_generator(str(folder), model, pick(device), precision)
+    folder = find(model, allow_pickle)
+    checkpoint = Checkpoint(folder, model, pick(device), precision, size or Size(), plan or Plan(), allow_pickle)
+    with _quiet(), _readable(folder, allow_pickle):
+        generator = _family(folder).open_generator(checkpoint)
+    if checkpoint.plan.checkpointing:
+        checkpointed(generator.network)
     if lora is not None:
         adapters.attach(generator.network, lora)
+    if checkpoint.plan.compile:
+        generator.network.compile(dynamic=False)
     return generator
 
 
@@ -73,26 +111,33 @@ def of_tokens(model: str) -> bool:
 def load_codec(model: str, device: str | torch.device = "auto") -> Codec:
     """The model's autoencoder without the rest."""
     folder = find(model)
-    with _quiet(), _readable(folder):
-        return _family(folder).open_codec(str(folder), pick(device))
+    with _quiet(), _readable(folder, allow_pickle=False):
+        return _family(folder).open_codec(Checkpoint(folder, model, pick(device)))
 
 
-def find(model: str) -> Path:
+def checkpointed(network: nn.Module) -> None:
+    """Let the network compute its activations again on the way back.
+
+    Raises:
+        InputError: it is of a kind that cannot.
+    """
+    if not isinstance(network, ModelMixin) or not network._supports_gradient_checkpointing:
+        raise InputError(
+            f"expected a network that can compute activations again, got {type(network).__name__}; leave out "
+            "plan.checkpointing and lower loop.micro_batch"
+        )
+    network.enable_gradient_checkpointing()
+
+
+def find(model: str, allow_pickle: bool = False) -> Path:
     """The local folder of a model; one with a hub name is downloaded into the hub's cache."""
     if is_embedded(model) or Path(model).expanduser().exists():
         return locate(model)
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+    if not hub.named(model):
         raise InputError(
             f"expected tiny-music, tiny-tokens, a model folder or a hub name (owner/model), got {model}; check it"
         )
-    try:
-        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"expected a model folder or a hub name, got {model}, which is neither here nor to be had from the hub "
-            f"({reason}); check the name, the connection and whether the model asks for a login"
-        ) from error
+    return hub.download(model, HUB_FILES + ["*/*.bin"] * allow_pickle, "a model folder")
 
 
 def pick(device: str | torch.device) -> torch.device:
@@ -107,20 +152,43 @@ def _family(folder: Path) -> Family:
         kind = json.loads((folder / INDEX).read_text())["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"expected a diffusers folder with a {INDEX}, got {folder}; check the path") from error
+    if kind in ADDED:
+        return ADDED[kind]
     if kind not in FAMILIES:
-        raise InputError(f"expected a model of {', '.join(FAMILIES)}, got {kind} in {folder}; choose another model")
-    return FAMILIES[kind]
+        raise InputError(
+            f"expected a model of {', '.join([*FAMILIES, *ADDED])}, got {kind} in {folder}; choose another model, or "
+            "add a family of your own (docs/extend.md)"
+        )
+    module = import_module(f"dragontune.generators.{FAMILIES[kind]}")
+    return Family(kind, module.open_generator, module.open_codec, FAMILIES[kind] in OF_TOKENS)
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def _readable(folder: Path, allow_pickle: bool) -> Iterator[None]:
     """Whatever is wrong with the files is the input's fault; loading leaves the global random stream alone."""
+    if not allow_pickle:
+        _refuse_pickles(folder)
     try:
         with torch.random.fork_rng(devices=[]):
             yield
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+    except InputError:
+        raise
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"expected a complete model in {folder}, got a defect ({reason}); restore it") from error
+
+
+def _refuse_pickles(folder: Path) -> None:
+    """InputError if a part of a model has its weights in pickles only, which can run code when they are read."""
+    for part in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
+        pickles = sorted(part.glob("*.bin")) + sorted(part.glob("*.ckpt")) + sorted(part.glob("*.pt"))
+        if pickles and not any(part.glob("*.safetensors")):
+            raise InputError(
+                f"expected weights in safetensors, got {pickles[0]}, whose format can run code when it is read; "
+                "convert it, or set allow_pickle if you trust where it is from"
+            )
 
 
 @contextmanager

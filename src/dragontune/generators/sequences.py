@@ -10,7 +10,8 @@ from torch import Tensor
 
 from dragontune.data import Media, Rows
 from dragontune.errors import InputError
-from dragontune.generators.pipeline import Codec, Precision, frozen
+from dragontune.generators.checkpoint import Checkpoint, Precision, frozen
+from dragontune.generators.codec import Codec
 from dragontune.generators.tokens import TokenGenerator, TokenTransformer
 from dragontune.media.sequences import Sequences
 from dragontune.schedule import Flow, Schedule
@@ -79,19 +80,20 @@ class Letters(TokenGenerator):
         return media.tokens.to(self.device)
 
 
-def open_generator(folder: str, name: str, device: torch.device, precision: Precision) -> Letters:
+def open_generator(checkpoint: Checkpoint) -> Letters:
     """The generator in a local pipeline folder."""
-    pipeline = LettersPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    return letters(pipeline, name, device, precision)
+    checkpoint.size.check("sequences")
+    pipeline = checkpoint.open(LettersPipeline)
+    return letters(pipeline, checkpoint.name, checkpoint.device, checkpoint.precision)
 
 
-def open_codec(folder: str, device: torch.device) -> Codec:
+def open_codec(checkpoint: Checkpoint) -> Codec:
     """There is none of audio.
 
     Raises:
         InputError: always.
     """
-    raise InputError(f"expected a model of audio, got {folder}, which makes sequences; choose another model")
+    raise InputError(f"expected a model of audio, got {checkpoint.name}, which makes sequences; choose another model")
 
 
 def letters(

@@ -4,11 +4,10 @@ The network predicts the velocity of a variance-preserving process with a cosine
 scaling, where its time is 2/pi arctan(sigma). Left out: initial audio, negative prompts, start seconds other than 0.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import atan, log, pi
-from pathlib import Path
 
 import torch
 from diffusers.models.autoencoders.autoencoder_oobleck import AutoencoderOobleck
@@ -18,11 +17,13 @@ from diffusers.pipelines.stable_audio.pipeline_stable_audio import StableAudioPi
 from jaxtyping import Float
 from torch import Tensor
 
-from dragontune.data import Rows
+from dragontune.data import Media, Rows
 from dragontune.errors import InputError
-from dragontune.generators.pipeline import Codec, PipelineGenerator, Precision, frozen, match, whole_frames
+from dragontune.generators.checkpoint import Checkpoint, frozen
+from dragontune.generators.codec import AudioCodec, audio_of, match, whole_frames
+from dragontune.generators.pipeline import PipelineGenerator
 from dragontune.media.audio import Audio
-from dragontune.schedule import Cosine, Schedule, expand
+from dragontune.schedule import Cosine, Schedule
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,7 +60,7 @@ class ExponentialCosine(Schedule):
 
 
 @dataclass(frozen=True, eq=False)
-class OobleckCodec(Codec):
+class OobleckCodec(AudioCodec):
     """Stable Audio's convolutional autoencoder."""
 
     vae: AutoencoderOobleck
@@ -72,9 +73,9 @@ class OobleckCodec(Codec):
         """The autoencoder."""
         return self.vae
 
-    def encode(self, audio: Audio) -> Float[Tensor, " n latent_channels frames"]:
+    def encode(self, media: Media) -> Float[Tensor, " n latent_channels frames"]:
         """The posterior's mean; the end is padded to a whole frame."""
-        waveform = whole_frames(match(audio, self).waveform, self.stride)
+        waveform = whole_frames(match(audio_of(media), self).waveform, self.stride)
         return self.vae.encode(waveform, return_dict=False)[0].mode()
 
     def decode(self, latents: Float[Tensor, " n latent_channels frames"]) -> Audio:
@@ -84,27 +85,25 @@ class OobleckCodec(Codec):
         return Audio(waveform, self.sample_rate)
 
 
-@dataclass(frozen=True, eq=False)
-class StableAudio(PipelineGenerator):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StableAudio(PipelineGenerator[StableAudioPipeline]):
     """The pipeline's parts behind the generator's interface; made by `open_generator`."""
 
-    name: str
-    pipeline: StableAudioPipeline
-    codec: Codec
-    schedule: Schedule
-    latent_shape: tuple[int, ...]
-    sample_rate: int
-    device: torch.device
     seconds: float
-    precision: Precision = "float32"
 
     @property
     def network(self) -> StableAudioDiTModel:
         """The diffusion transformer."""
         return self.pipeline.transformer
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+    @cached_property
+    def rotary(self) -> tuple[Float[Tensor, " places half"], Float[Tensor, " places half"]]:
+        """Sines and cosines of the places: of the seconds' token and of the latent frames."""
+        half, places = self.network.config["attention_head_dim"] // 2, self.latent_shape[1] + 1
+        cosines, sines = get_1d_rotary_pos_embed(half, places, use_real=True, repeat_interleave_real=False)
+        return cosines.to(self.device), sines.to(self.device)
+
+    def condition(self, prompts: Sequence[str]) -> Condition:
         """Text and seconds; the empty prompt has zeros for both among the tokens, as the pipeline's guidance has."""
         text = self.pipeline.encode_prompt(list(prompts), self.device, False)
         start, end = self.pipeline.encode_duration(0.0, self.seconds, self.device, False, len(prompts))
@@ -113,61 +112,63 @@ class StableAudio(PipelineGenerator):
         tokens = torch.where(said[:, None, None], torch.cat(parts, dim=1), 0.0)
         return Condition(tokens, torch.cat([start, end], dim=2))
 
-    def denoise(
-        self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Rows
+    def predict(
+        self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Condition
     ) -> Float[Tensor, " n *latent"]:
-        """x_0 = alpha x - sigma v."""
-        if not isinstance(condition, Condition):
-            raise TypeError(f"expected this model's Condition, got {type(condition).__name__}")
-        rotary = get_1d_rotary_pos_embed(
-            self.network.config["attention_head_dim"] // 2,
-            noisy.shape[2] + condition.seconds.shape[1],
-            use_real=True,
-            repeat_interleave_real=False,
-        )
-        with self.autocast():
-            velocity = self.network(
-                noisy,
-                t.to(noisy),
-                encoder_hidden_states=condition.tokens,
-                global_hidden_states=condition.seconds,
-                rotary_embedding=rotary,
-                return_dict=False,
-            )[0]
-        alpha, sigma = (expand(value.to(noisy), noisy) for value in (self.schedule.alpha(t), self.schedule.sigma(t)))
-        return alpha * noisy - sigma * velocity.to(noisy)
+        """The velocity; the network's time is ours."""
+        return self.network(
+            noisy,
+            t,
+            encoder_hidden_states=condition.tokens,
+            global_hidden_states=condition.seconds,
+            rotary_embedding=self.rotary,
+            return_dict=False,
+        )[0]
 
     def decode(self, latents: Float[Tensor, " n *latent"]) -> Audio:
         """Latents to audio of `seconds`."""
-        audio = self.codec.decode(latents)
+        audio = audio_of(self.codec.decode(latents))
         return Audio(audio.waveform[..., : int(self.seconds * self.sample_rate)], self.sample_rate)
 
 
-def open_generator(folder: str, name: str, device: torch.device, precision: Precision) -> StableAudio:
-    """The generator in a local pipeline folder, in single precision; our sampler stands in for diffusers' scheduler."""
-    schedule = _schedule(Path(folder))
-    pipeline = StableAudioPipeline.from_pretrained(folder, scheduler=None, dtype=torch.float32, use_safetensors=True)
-    for part in (pipeline.vae, pipeline.text_encoder, pipeline.projection_model, pipeline.transformer):
-        frozen(part, device)
-    codec, config = _codec(pipeline.vae), pipeline.transformer.config
+def open_generator(checkpoint: Checkpoint) -> StableAudio:
+    """The generator in a local pipeline folder; our sampler stands in for diffusers' scheduler.
+
+    Latents are always of the network's full length, as in its training; shorter clips are cut from what is decoded.
+    """
+    schedule = _schedule(checkpoint)
+    pipeline = checkpoint.open(StableAudioPipeline)
+    codec, config = oobleck(pipeline.vae, checkpoint), pipeline.transformer.config
     shape = (config["in_channels"], config["sample_size"])
     longest = config["sample_size"] * codec.stride / codec.sample_rate
-    seconds = min(longest, float(pipeline.projection_model.config["max_value"]))
-    return StableAudio(name, pipeline, codec, schedule, shape, codec.sample_rate, device, seconds, precision)
+    seconds = checkpoint.seconds(min(longest, float(pipeline.projection_model.config["max_value"])))
+    return StableAudio(
+        checkpoint=checkpoint,
+        pipeline=pipeline,
+        codec=codec,
+        schedule=schedule,
+        latent_shape=shape,
+        prediction="velocity",
+        seconds=seconds,
+    )
 
 
-def open_codec(folder: str, device: torch.device) -> OobleckCodec:
+def open_codec(checkpoint: Checkpoint) -> OobleckCodec:
     """The autoencoder alone."""
-    vae = AutoencoderOobleck.from_pretrained(folder, subfolder="vae", use_safetensors=True)
-    return _codec(frozen(vae, device))
+    vae = AutoencoderOobleck.from_pretrained(str(checkpoint.folder), subfolder="vae", use_safetensors=True)
+    return oobleck(frozen(vae, checkpoint.device), checkpoint)
 
 
-def _codec(vae: AutoencoderOobleck) -> OobleckCodec:
+def oobleck(vae: AutoencoderOobleck, checkpoint: Checkpoint) -> OobleckCodec:
+    """The codec of a pipeline's autoencoder, thrifty if it is to be."""
+    if checkpoint.plan.tiling:
+        vae.enable_slicing()
+        vae.enable_tiling()
     return OobleckCodec(vae, vae.config["sampling_rate"], vae.config["audio_channels"], vae.hop_length)
 
 
-def _schedule(folder: Path) -> ExponentialCosine:
-    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+def _schedule(checkpoint: Checkpoint) -> ExponentialCosine:
+    config = checkpoint.read("scheduler/scheduler_config.json")
     kind = {name: config.get(name) for name in ("sigma_data", "prediction_type", "sigma_schedule")}
     if kind != {"sigma_data": 1.0, "prediction_type": "v_prediction", "sigma_schedule": "exponential"}:
         raise InputError(f"expected Stable Audio's scheduler (sigma_data 1, v_prediction, exponential), got {kind}")

@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dragontune.data import Rows
-from dragontune.generators.pipeline import Codec, PipelineGenerator, Precision, frozen, match, whole_frames
+from dragontune.data import Media, Rows
+from dragontune.generators.checkpoint import Checkpoint, frozen
+from dragontune.generators.codec import AudioCodec, audio_of, match, whole_frames
+from dragontune.generators.pipeline import PipelineGenerator
 from dragontune.generators.tiny import TinyAutoencoder, TinyDiT, TinyMusicPipeline
 from dragontune.media.audio import Audio
-from dragontune.schedule import Edm, Schedule
+from dragontune.schedule import Edm
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +25,7 @@ class Condition(Rows):
 
 
 @dataclass(frozen=True, eq=False)
-class TinyCodec(Codec):
+class TinyCodec(AudioCodec):
     """The autoencoder of `tiny-music`: mono, one latent frame every 64 ms."""
 
     vae: TinyAutoencoder
@@ -36,35 +38,25 @@ class TinyCodec(Codec):
         """The autoencoder."""
         return self.vae
 
-    def encode(self, audio: Audio) -> Float[Tensor, " n latent_channels frames"]:
+    def encode(self, media: Media) -> Float[Tensor, " n latent_channels frames"]:
         """The posterior's mean, standardised; the end is padded to a whole frame."""
-        return self.vae.encode(whole_frames(match(audio, self).waveform, self.stride))
+        return self.vae.encode(whole_frames(match(audio_of(media), self).waveform, self.stride))
 
     def decode(self, latents: Float[Tensor, " n latent_channels frames"]) -> Audio:
         """Latents to mono audio."""
         return Audio(self.vae.decode(latents), self.sample_rate)
 
 
-@dataclass(frozen=True, eq=False)
-class TinyMusic(PipelineGenerator):
+@dataclass(frozen=True, eq=False, kw_only=True)
+class TinyMusic(PipelineGenerator[TinyMusicPipeline]):
     """The pipeline's parts behind the generator's interface; made by `open_generator`."""
-
-    name: str
-    pipeline: TinyMusicPipeline
-    codec: Codec
-    schedule: Schedule
-    latent_shape: tuple[int, ...]
-    sample_rate: int
-    device: torch.device
-    precision: Precision = "float32"
 
     @property
     def network(self) -> TinyDiT:
         """The diffusion transformer."""
         return self.pipeline.transformer
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+    def condition(self, prompts: Sequence[str]) -> Condition:
         """The text encoder's tokens, padded to one length so that a prompt's do not depend on its neighbours."""
         tokens = self.pipeline.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
         mask = tokens.attention_mask.to(self.device)
@@ -77,33 +69,34 @@ class TinyMusic(PipelineGenerator):
         real = condition.mask.to(condition.text)[..., None]
         return (condition.text * real).sum(1) / real.sum(1).clamp(min=1)
 
-    def denoise(
-        self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Rows
+    def predict(
+        self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Condition
     ) -> Float[Tensor, " n *latent"]:
         """EDM's D(x; sigma). At t = 0 there is no noise, and the input is the estimate."""
-        if not isinstance(condition, Condition):
-            raise TypeError(f"expected this model's Condition, got {type(condition).__name__}")
-        sigma = self.schedule.sigma(t).to(noisy)
-        with self.autocast():
-            clean = self.network.denoise(noisy, sigma.clamp(min=1e-6), condition.text, condition.mask)
+        sigma = self.schedule.sigma(t)
+        clean = self.network.denoise(noisy, sigma.clamp(min=1e-6), condition.text, condition.mask)
         return torch.where((sigma > 0)[:, None, None], clean, noisy)
 
 
-def open_generator(folder: str, name: str, device: torch.device, precision: Precision) -> TinyMusic:
-    """The generator in a local pipeline folder, its weights in single precision whatever the files hold."""
-    pipeline = TinyMusicPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    for part in (pipeline.vae, pipeline.text_encoder, pipeline.transformer):
-        frozen(part, device)
+def open_generator(checkpoint: Checkpoint) -> TinyMusic:
+    """The generator in a local pipeline folder. Its clips are as long as the network was made for."""
+    checkpoint.size.check("clips of one length")
+    pipeline = checkpoint.open(TinyMusicPipeline)
     config = pipeline.transformer.config
-    schedule = Edm(**{name: config[name] for name in ("sigma_min", "sigma_max", "p_mean", "p_std", "sigma_data")})
-    codec, shape = _codec(pipeline.vae), (config["channels"], config["frames"])
-    return TinyMusic(name, pipeline, codec, schedule, shape, codec.sample_rate, device, precision)
+    return TinyMusic(
+        checkpoint=checkpoint,
+        pipeline=pipeline,
+        codec=_codec(pipeline.vae),
+        schedule=Edm(**{name: config[name] for name in ("sigma_min", "sigma_max", "p_mean", "p_std", "sigma_data")}),
+        latent_shape=(config["channels"], config["frames"]),
+        prediction="clean",
+    )
 
 
-def open_codec(folder: str, device: torch.device) -> TinyCodec:
+def open_codec(checkpoint: Checkpoint) -> TinyCodec:
     """The autoencoder alone."""
-    network = TinyAutoencoder.from_pretrained(folder, subfolder="vae", use_safetensors=True)
-    return _codec(frozen(network, device))
+    network = TinyAutoencoder.from_pretrained(str(checkpoint.folder), subfolder="vae", use_safetensors=True)
+    return _codec(frozen(network, checkpoint.device))
 
 
 def _codec(vae: TinyAutoencoder) -> TinyCodec:

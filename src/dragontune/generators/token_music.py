@@ -5,7 +5,7 @@ the network and the codes; the rest is the embedded `tiny-music`. Left out: one 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -15,8 +15,9 @@ from torch import Tensor
 from dragontune.data import Media, Rows
 from dragontune.embedded import locate
 from dragontune.generators import tiny_music
+from dragontune.generators.checkpoint import Checkpoint, Precision, frozen
+from dragontune.generators.codec import Codec, audio_of
 from dragontune.generators.codes import ResidualCodes
-from dragontune.generators.pipeline import Codec, Precision, frozen
 from dragontune.generators.tiny_music import Condition, TinyMusic
 from dragontune.generators.tokens import TokenGenerator, TokenTransformer
 from dragontune.media.audio import Audio
@@ -50,7 +51,7 @@ class TokenMusic(TokenGenerator):
         """The transformer."""
         return self.pipeline.transformer
 
-    def encode_prompts(self, prompts: Sequence[str]) -> Condition:
+    def encode_prompts(self, prompts: Sequence[str]) -> Rows:
         """The text tokens of `tiny-music`."""
         return self.base.encode_prompts(prompts)
 
@@ -67,23 +68,27 @@ class TokenMusic(TokenGenerator):
 
     def decode(self, latents: Int[Tensor, " n length"]) -> Audio:
         """Codes to latent frames to audio."""
-        return self.base.decode(self.pipeline.codes.decode(latents))
+        return audio_of(self.base.decode(self.pipeline.codes.decode(latents)))
 
     def encode(self, media: Media) -> Int[Tensor, " n length"]:
         """Audio to latent frames to codes; cut or padded to the model's length."""
         return self.pipeline.codes.encode(self.base.encode(media))
 
 
-def open_generator(folder: str, name: str, device: torch.device, precision: Precision) -> TokenMusic:
-    """The generator in a local pipeline folder, its weights in single precision whatever the files hold."""
-    pipeline = TokenMusicPipeline.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    base = tiny_music.open_generator(str(locate("tiny-music")), "tiny-music", device, precision)
-    return token_music(pipeline, base, name, precision)
+def open_generator(checkpoint: Checkpoint) -> TokenMusic:
+    """The generator in a local pipeline folder."""
+    pipeline = checkpoint.open(TokenMusicPipeline)
+    base = tiny_music.open_generator(_base(checkpoint))
+    return token_music(pipeline, base, checkpoint.name, checkpoint.precision)
 
 
-def open_codec(folder: str, device: torch.device) -> Codec:
+def open_codec(checkpoint: Checkpoint) -> Codec:
     """The autoencoder of `tiny-music`."""
-    return tiny_music.open_codec(str(locate("tiny-music")), device)
+    return tiny_music.open_codec(_base(checkpoint))
+
+
+def _base(checkpoint: Checkpoint) -> Checkpoint:
+    return replace(checkpoint, folder=locate("tiny-music"), name="tiny-music")
 
 
 def token_music(

@@ -19,6 +19,8 @@ from torch import Tensor
 from dragontune.data import Media, Rows, Samples, join_columns
 from dragontune.errors import InputError, InterruptedRun, NonFiniteError
 from dragontune.media.audio import Audio
+from dragontune.media.image import Images
+from dragontune.media.video import Video
 from dragontune.rewards import returned, source
 from dragontune.rewards.base import DistributionReward, InstanceReward
 
@@ -33,8 +35,9 @@ class Function(InstanceReward[Tensor]):
     `function` is a callable, `path/to/file.py:name` or `package.module:name`, and is looked up at once. It is called as
     `f(media, prompts) -> scores` (`plain`), or as `f(samples, prompts, metadata) -> (scores, metadata)` (`trl`); how,
     decides the number of parameters it must be given, unless `signature` does. `media` is a copy of what the generator
-    decodes, on its device (`Audio` or a tensor, n rows); `samples` its tensor, for audio (n, channels, samples);
-    `prompts` a tuple; `metadata` a tuple of one dict an item, with the `sample_rate` in hertz of audio. Scores are n
+    decodes, on its device (`Audio`, `Images`, `Video` or a tensor, n rows); `samples` its tensor: (n, channels,
+    samples) of audio, (n, 3, height, width) of images, (n, frames, 3, height, width) of video; `prompts` a tuple;
+    `metadata` a tuple of one dict an item, with the `sample_rate` in hertz of audio or the `fps` of video. Scores are n
     numbers: a list, tuple, NumPy array or tensor. The metadata that come back are ignored.
 
     >>> Function(lambda media, prompts: media.loudness())(samples)
@@ -73,9 +76,9 @@ class Function(InstanceReward[Tensor]):
         if self.form == "plain":
             scores = _called(name, self.call, media, samples.prompts)
         else:
-            audio = isinstance(media, Audio)
-            metadata = tuple({"sample_rate": media.sample_rate} if audio else {} for _ in samples.prompts)
-            pair = _called(name, self.call, media.waveform if audio else media, samples.prompts, metadata)
+            tensor, known = _plain(media)
+            metadata = tuple(dict(known) for _ in samples.prompts)
+            pair = _called(name, self.call, tensor, samples.prompts, metadata)
             if not (isinstance(pair, tuple) and len(pair) == 2):
                 raise InputError(
                     f"expected a pair (scores, metadata) from {name}, got {returned.shown(pair)}; return "
@@ -101,7 +104,7 @@ class Material(Rows):
         """Stack the rows.
 
         Raises:
-            InputError: the media differ in length, channels or sample rate.
+            InputError: the media differ in kind, length, channels, size or rate.
         """
         kinds = dict.fromkeys(_kind(part.media) for part in parts)
         if len(kinds) > 1:
@@ -237,11 +240,30 @@ def _copy(media: Any, device: str | None = None) -> Any:  # noqa: ANN401 - a col
             return media
 
 
+def _plain(media: Media) -> tuple[Media, dict[str, Any]]:
+    """The media's tensor, and what else is known of each item."""
+    match media:
+        case Audio():
+            return media.waveform, {"sample_rate": media.sample_rate}
+        case Images():
+            return media.pixels, {}
+        case Video():
+            return media.frames, {"fps": media.fps}
+        case _:
+            return media, {}
+
+
 def _kind(media: Media) -> str:
     match media:
         case Audio():
             channels, length = media.waveform.shape[1:]
             return f"{length} samples in {channels} channels at {media.sample_rate} Hz"
+        case Images():
+            height, width = media.size
+            return f"images of {height} x {width}"
+        case Video():
+            frames, _, height, width = media.frames.shape[1:]
+            return f"video of {frames} frames of {height} x {width} at {media.fps:g} a second"
         case Tensor():
             return f"shape {tuple(media.shape[1:])}"
         case _:

@@ -17,6 +17,7 @@ from dragontune.data import Samples
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.media import descriptors
 from dragontune.media.audio import Audio
+from dragontune.media.kinds import expect
 from dragontune.media.loudness import integrated_loudness
 from dragontune.rewards.base import InstanceReward
 
@@ -126,14 +127,14 @@ def finite_audio(samples: Samples, who: str) -> Audio:
     """The decoded audio.
 
     Raises:
+        InputError: the media are something else; the message says that `who` asked.
         NonFiniteError: a clip holds NaN or infinity; the message names it, and `who` asked.
     """
-    if not isinstance(samples.media, Audio):
-        raise TypeError(f"expected Audio, got {type(samples.media).__name__}")
-    wrong = (~samples.media.waveform.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    audio = expect(samples.media, Audio, who)
+    wrong = (~audio.waveform.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if wrong:
         raise NonFiniteError(
             f"{who} needs finite samples, got NaN or infinity in item {wrong[0] + 1} of the {len(samples)} it was "
             f"given (prompt {samples.prompts[wrong[0]]!r}); look at that clip"
         )
-    return samples.media
+    return audio

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from dragontune.data import Media, Samples
 from dragontune.errors import InputError, NonFiniteError
-from dragontune.media.image import pixels, png
+from dragontune.media.image import Images, pixels, png
 from dragontune.media.video import Video
 from dragontune.rewards.base import InstanceReward
 from dragontune.rewards.chat import Chat, Outcome
@@ -68,10 +68,10 @@ class VisionJudge(InstanceReward[Tensor]):
     """The score, a whole number from `least` to `most`, that a vision-language model gives to each picture or video.
 
     `endpoint`, `key_variable`, `timeout`, `retries`, `backoff` and `longest_wait` are those of `Chat`; `model` is what
-    the endpoint calls the model. Media are `Video`s or image tensors (n, 3, height, width) in [0, 1]. In `question`,
-    `{prompt}` stands for the item's prompt. `temperature` and `seed` are left to the endpoint where they are null.
-    `workers` questions are under way at a time. Verdicts are remembered by a SHA-256 of the pixels and all else that is
-    asked, in memory and, with `cache`, in that folder; equal items are asked about once.
+    the endpoint calls the model. Media are `Images`, `Video`s or image tensors (n, 3, height, width) in [0, 1]. In
+    `question`, `{prompt}` stands for the item's prompt. `temperature` and `seed` are left to the endpoint where they
+    are null. `workers` questions are under way at a time. Verdicts are remembered by a SHA-256 of the pixels and all
+    else that is asked, in memory and, with `cache`, in that folder; equal items are asked about once.
 
     An item whose attempts all fail gets `neutral` (null: the middle of the scale), is counted in `tally`, and is asked
     about anew when it comes again; a warning names how many there were. More than `max_failures` such questions in a
@@ -295,7 +295,7 @@ def _pictures(media: Media | None) -> Iterator[UInt8[Tensor, " height width 3"]]
     """What the judge is shown of each item."""
     if media is None:
         raise ValueError("a judge looks at media, but these samples were not decoded")
-    if not isinstance(media, Tensor | Video):
+    if not isinstance(media, Tensor | Images | Video):
         raise InputError(f"expected Video or images to judge, got {type(media).__name__}; use a model that makes them")
     if isinstance(media, Tensor) and (media.ndim != 4 or media.shape[1] != 3 or not media.is_floating_point()):
         raise InputError(
@@ -305,6 +305,13 @@ def _pictures(media: Media | None) -> Iterator[UInt8[Tensor, " height width 3"]]
     for row in range(len(media)):
         one = media[torch.tensor([row], device=media.device if isinstance(media, Tensor) else None)]
         try:
-            yield pixels(one.grid() if isinstance(one, Video) else one)[0]
+            match one:
+                case Images():
+                    shown = one.pixels
+                case Video():
+                    shown = one.grid()
+                case _:
+                    shown = one
+            yield pixels(shown)[0]
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} (item {row + 1} of the {len(media)} judged)") from None

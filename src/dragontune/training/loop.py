@@ -128,7 +128,7 @@ class Loop:
                 raise
             raise InterruptedRun(f"interrupted after {state.round} of {self.rounds} rounds") from stop
         if folder and listening and self.sample_every:
-            _warn_if_inaudible(listening, folder, len(history))
+            _warn_if_unnoticed(listening, folder, len(history))
         if watch:
             hand_over(watch, algorithm.generator, history, weights, kept)
         return history
@@ -207,11 +207,11 @@ def _note(history: Sequence[Record]) -> str:
     return f"reward {history[-1]['reward']:.4g}" if history else ""
 
 
-def _warn_if_inaudible(listening: Listening, folder: RunFolder, rounds: int) -> None:
+def _warn_if_unnoticed(listening: Listening, folder: RunFolder, rounds: int) -> None:
     before, after = (listening.read(folder.samples(number)) for number in (0, rounds))
-    if before and len(before) == len(after) and guard.inaudible(before, after):
+    if len(before) == len(after) and (sense := guard.unnoticed(before, after)):
         warnings.warn(
-            f"THE TUNING CHANGED NOTHING AUDIBLE: after {rounds} rounds every clip in {folder.samples(rounds)} differs "
-            f"from its untuned counterpart by less than {guard.AUDIBLE:.0f} dB; raise loop.lr or loop.rounds",
+            f"THE TUNING CHANGED NOTHING {sense}: after {rounds} rounds every clip in {folder.samples(rounds)} differs "
+            f"from its untuned counterpart by less than {guard.SENSES[sense]}; raise loop.lr or loop.rounds",
             stacklevel=3,
         )
