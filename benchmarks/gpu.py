@@ -79,15 +79,19 @@ class Stopwatch:
         return sum(start.elapsed_time(end) for start, end in self.marks) / 1000
 
 
+def words(length: int) -> PreTrainedTokenizerFast:
+    """A tokenizer that knows no word."""
+    known = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
+    known.pre_tokenizer = pre_tokenizers.Whitespace()
+    known.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=known, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=length
+    )
+
+
 def save(folder: Path, small: bool) -> None:
     """The pipeline with random weights."""
     torch.manual_seed(0)
-    words = Tokenizer(models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=128
-    )
     text = {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
     if small:
         vae = AutoencoderOobleck(channel_multiples=[1, 1, 1, 1, 1], decoder_channels=16)
@@ -98,7 +102,7 @@ def save(folder: Path, small: bool) -> None:
     else:
         vae, transformer = AutoencoderOobleck(), StableAudioDiTModel()
     parts = (vae, T5EncoderModel(T5Config(**text)), StableAudioProjectionModel(768, 768, 0, 512))
-    StableAudioPipeline(*parts, tokenizer, transformer, CosineDPMSolverMultistepScheduler()).save_pretrained(folder)
+    StableAudioPipeline(*parts, words(128), transformer, CosineDPMSolverMultistepScheduler()).save_pretrained(folder)
 
 
 def exemplars(folder: Path, seconds: float) -> None:

@@ -6,7 +6,7 @@ import torch
 
 from dragontune.data import Rows
 from dragontune.errors import InputError
-from dragontune.generators import pretrained
+from dragontune.generators import hub
 from dragontune.generators.adapters import Lora
 from dragontune.generators.pretrained import load, load_codec
 from dragontune.generators.tiny import TinyMusicPipeline
@@ -174,11 +174,11 @@ def test_names_that_lead_nowhere_are_refused(tmp_path):
 def test_the_hub_is_asked_only_for_hub_names(monkeypatch, folder):
     asked = []
 
-    def download(name, allow_patterns):
+    def download(name, allow_patterns, ignore_patterns):
         asked.append((name, allow_patterns))
         return str(folder)
 
-    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     assert load("owner/model", device="cpu").name == "owner/model"
     load(str(folder), device="cpu")
     assert [name for name, _ in asked] == ["owner/model"]

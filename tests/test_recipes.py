@@ -8,6 +8,7 @@ from dragontune.embedded import ASSETS
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 RECIPES += sorted((Path(__file__).parents[1] / "recipes" / "gradients").glob("*.yaml"))
+RECIPES += sorted((Path(__file__).parents[1] / "recipes" / "models").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

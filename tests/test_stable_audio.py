@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.pipelines.stable_audio.pipeline_stable_audio import StableAudioPipeline
 from diffusers.schedulers.scheduling_cosine_dpmsolver_multistep import CosineDPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_edm_dpmsolver_multistep import EDMDPMSolverMultistepScheduler
 
 from dragontune.encoders.latents import Latents
 from dragontune.errors import InputError
@@ -86,6 +87,35 @@ def test_clean_estimates_are_the_pipelines(generator, pipeline, step, guidance):
         ours = generator.denoise(noisy, t, generator.encode_prompts(PROMPTS))
         free = generator.denoise(noisy, t, generator.encode_prompts(["", ""]))
     torch.testing.assert_close(free + guidance * (ours - free), theirs, rtol=1e-3, atol=1e-3)
+
+
+class Deterministic(EDMDPMSolverMultistepScheduler):
+    """Of the pipeline's own scheduler all but its noise: the same solver, times and scaling, as an ODE."""
+
+    def precondition_noise(self, sigma):
+        return CosineDPMSolverMultistepScheduler.precondition_noise(self, sigma)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("guidance", [1.0, 4.0])
+@pytest.mark.parametrize(("order", "steps"), [(1, 2), (1, 7), (2, 2), (2, 7), (2, 30)])
+def test_sampling_is_the_pipelines(folder, generator, order, steps, guidance):
+    """The pipeline's own solver draws noise at every step; without it the same walk is ours, too."""
+    pipeline = StableAudioPipeline.from_pretrained(folder)
+    config = {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")}
+    pipeline.scheduler = Deterministic(**config | {"algorithm_type": "dpmsolver++", "solver_order": order})
+    pipeline.set_progress_bar_config(disable=True)
+    sampler = Sampler(steps=steps, guidance=guidance, order=order)
+    start = sampler.noise(generator, Key(0), torch.arange(2))
+    expected = pipeline(
+        list(PROMPTS),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        latents=start,
+        output_type="latent",
+        return_dict=False,
+    )[0]
+    ours = sampler.sample(generator, PROMPTS, Key(0), decode=False).latents
+    torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_sampling_decodes_to_the_models_seconds(generator):

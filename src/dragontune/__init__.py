@@ -23,6 +23,8 @@ _HOME = {
     "Sampler": "sampling",
     "Generator": "generators.base",
     "Lora": "generators.adapters",
+    "Size": "generators.checkpoint",
+    "Plan": "generators.checkpoint",
     "load": "generators.pretrained",
     "Encoder": "encoders.base",
     "TextEncoder": "encoders.base",

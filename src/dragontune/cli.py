@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import importlib
 import json
+import os
 import pkgutil
 import pydoc
 import shlex
@@ -379,6 +380,8 @@ def _import_parts() -> None:
 
 def _speak_plainly() -> None:
     """Our own warnings as one line each; other packages' not at all."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", module=r"dragontune\.")
     warnings.showwarning = lambda message, *_: print(f"dragontune: warning: {message}", file=sys.stderr)

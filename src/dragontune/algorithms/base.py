@@ -63,6 +63,10 @@ class Algorithm(ABC, Generic[Experience, Batch]):
         """What the optimiser moves."""
         return self.generator.parameters()
 
+    def together(self, pairs: int) -> int:
+        """The most items that `collect` makes in one go for a round of so many prompts, before they are divided."""
+        return pairs
+
     def rehearsal(self, rows: int, share: float) -> "Algorithm[Experience, Batch]":
         """The same with so many rows at once, and with less of what memory does not depend on.
 

@@ -90,6 +90,10 @@ class Ddpo(Algorithm[Moves, Moves]):
         if not 0 <= self.kl < inf:
             raise InputError(f"expected Ddpo's kl finite and 0 or more, got {self.kl}; 0 turns it off")
 
+    def together(self, pairs: int) -> int:
+        """All groups."""
+        return pairs * self.group
+
     @torch.no_grad()
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Moves, Metrics]:
         """A group of generations for each prompt, their noisy steps and their advantages."""

@@ -105,6 +105,10 @@ class Vard(Algorithm[Climb, Climb]):
         """The value network, how well it predicted held-out rollouts, and the number of rounds."""
         return self._memory
 
+    def together(self, pairs: int) -> int:
+        """The rollouts for the value, if they are more than the prompts."""
+        return max(pairs, self.value_rollouts)
+
     def rehearsal(self, rows: int, share: float) -> "Vard":
         """With fewer rollouts for the value, whose states are all kept while it is fitted."""
         rollouts = max(FEWEST_ROLLOUTS, round(self.value_rollouts * share))

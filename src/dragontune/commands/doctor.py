@@ -12,9 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dragontune.algorithms.base import Algorithm
-from dragontune.commands.memory import MORE, available, forecast
+from dragontune.commands.memory import MORE, Judging, available, forecast
 from dragontune.commands.recipe import Recipe, Seconds, read_prompts
 from dragontune.errors import InputError
+from dragontune.evaluation.evaluate import Evaluation
 from dragontune.evaluation.guard import Guard
 from dragontune.seeding import Key
 
@@ -121,30 +122,45 @@ def _time(recipe: Recipe, algorithm: Algorithm[Any, Any], call: float, item: Sec
 def _memory(recipe: Recipe, algorithm: Algorithm[Any, Any], prompts: list[str], memory: float | None) -> str:
     device = algorithm.generator.device
     room = memory * GIB if memory is not None else available(device)
-    making = [
-        (name, part.micro_batch, list(part.named(recipe.reward)[1].values()))
-        for name, part in (("evaluating", recipe.evaluation), ("guarding", recipe.guard))
-        if part is not None
-    ]
     try:
-        found = forecast(algorithm, recipe.loop, prompts, making)
+        found = forecast(algorithm, recipe.loop, prompts, judged(recipe))
     except torch.OutOfMemoryError as error:
         raise InputError(
-            f"expected a run that fits into {room / GIB:.2f} GiB, got one of which {MORE} items at once do not; "
+            f"expected a run that fits into {_bytes(room)}, got one of which {MORE} items at once do not; "
             f"{_ways_out(recipe, algorithm, 'training')}"
         ) from error
     worst = found.worst
     if worst.bytes > room:
         raise InputError(
-            f"expected a run that fits into {room / GIB:.2f} GiB, got one that takes about {worst.bytes / GIB:.2f} GiB "
+            f"expected a run that fits into {_bytes(room)}, got one that takes about {_bytes(worst.bytes)} "
             f"while {worst.name}; {_ways_out(recipe, algorithm, worst.name)}"
         )
-    stages = ", ".join(f"{stage.name} {stage.bytes / GIB:.2f}" for stage in found.stages)
+    stages = ", ".join(f"{stage.name} {_bytes(stage.bytes)}" for stage in found.stages)
     place = "tensors in main memory" if device.type == "cpu" else f"memory of {device}"
     return (
-        f"at most about {worst.bytes / GIB:.2f} GiB of {place} ({found.resident / GIB:.2f} for what is loaded; "
-        f"{stages}), {room / GIB:.2f} GiB {'asked for' if memory is not None else 'there'}"
+        f"at most about {_bytes(worst.bytes)} of {place} ({_bytes(found.resident)} for what is loaded; "
+        f"{stages}), {_bytes(room)} {'asked for' if memory is not None else 'there'}"
     )
+
+
+def _bytes(count: float) -> str:
+    return f"{count / GIB:.2f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
+
+
+def judged(recipe: Recipe) -> list[Judging]:
+    """What is made to be judged, beside the rounds."""
+    parts = (("evaluating", recipe.evaluation), ("guarding", recipe.guard))
+    return [
+        Judging(
+            name,
+            min(part.micro_batch, len(part.read())),
+            len(part.read()),
+            part.players if isinstance(part, Evaluation) else 0,
+            list(part.named(recipe.reward)[1].values()),
+        )
+        for name, part in parts
+        if part is not None
+    ]
 
 
 def _ways_out(recipe: Recipe, algorithm: Algorithm[Any, Any], stage: str) -> str:

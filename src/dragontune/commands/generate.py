@@ -81,6 +81,8 @@ class Adapter:
         Raises:
             InputError: there is no such folder.
         """
+        if Path(self.folder).suffix == ".safetensors" and Path(self.folder).is_file():
+            return None  # such files do not name their model
         if not Path(self.folder).is_dir():
             raise InputError(
                 f"expected a run's folder or an adapter's, got {self.folder}, which is none; check the path (a weight "

@@ -6,7 +6,7 @@ PyTorch has allocated, elsewhere the bytes of all tensors. Left out: what operat
 fragmentation, other programs, and rewards whose memory grows faster than the number of items.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ import torch
 from dragontune.algorithms.base import Algorithm
 from dragontune.alive import Alive, everything, together
 from dragontune.evaluation.generations import Making
-from dragontune.process import ReverseProcess
 from dragontune.rewards.base import Reward
 from dragontune.seeding import Key
 from dragontune.training.loop import Loop
@@ -40,6 +39,17 @@ class Stage:
 
     name: str
     bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Judging:
+    """An evaluation or a guard's look: `rows` at once of `items` that are kept, and so many players beside them."""
+
+    name: str
+    rows: int
+    items: int
+    players: int
+    rewards: Sequence[Reward]
 
 
 @dataclass(frozen=True)
@@ -90,45 +100,76 @@ def available(device: torch.device) -> int:
     return min(free, int(text)) if text.isdigit() else free
 
 
-def forecast(
-    algorithm: Algorithm[Any, Any],
-    loop: Loop,
-    prompts: Sequence[str],
-    making: Sequence[tuple[str, int, Sequence[Reward]]],
-) -> Forecast:
-    """Rehearse a round three times, in different sizes, and look at each evaluation: its name, rows and rewards.
+@dataclass(frozen=True)
+class Round:
+    """A round in small: what its stages used, and how many rows its parts had."""
+
+    uses: Mapping[str, Use]
+    collected: int
+    batch: int
+    prepared: int
+
+
+def forecast(algorithm: Algorithm[Any, Any], loop: Loop, prompts: Sequence[str], judged: Sequence[Judging]) -> Forecast:
+    """Rehearse a round three times, in different sizes, and a little of each evaluation.
 
     The weights and the algorithm's memory are not to be used afterwards: they have been trained a little.
     """
+    items = max(MORE, algorithm.reward.minimum)
+    # the first warms up, so that what is made once and kept is resident
+    first = _round(algorithm, loop, prompts, Meter(algorithm.generator.device), items, 1, 1)
+    batch = min(loop.batch, first.collected * loop.pairs // items)
+    together = min(algorithm.micro_batch, max(algorithm.together(loop.pairs), batch))
+    training = min(loop.micro_batch, batch * first.prepared // first.batch)
+    more = min(MORE, together), min(MORE, training)
+    few = min(FEW, together), min(FEW, training)
     meter = Meter(algorithm.generator.device)
-    few, more = (min(rows, loop.pairs) for rows in (FEW, MORE))
-    least = max(more, algorithm.reward.minimum)
-    _round(algorithm, loop, prompts, meter, rows=1, items=least)  # warms up: what is made once and kept is resident
-    meter = Meter(algorithm.generator.device)
-    small = _round(algorithm, loop, prompts, meter, few, least)
-    wide = _round(algorithm, loop, prompts, meter, more, least)
-    long = _round(algorithm, loop, prompts, meter, more, 2 * least)
-    at_once = {"generating": algorithm.micro_batch, "preparing": algorithm.micro_batch, "training": loop.micro_batch}
-    items = {"generating": loop.pairs, "preparing": loop.batch, "training": loop.batch}
-    held = (long["preparing"].before - wide["preparing"].before) / least  # bytes of an item that was collected
+    small = _round(algorithm, loop, prompts, meter, items, *few)
+    wide = _round(algorithm, loop, prompts, meter, items, *more)
+    while more[0] < together and _flat(small, wide, meter.resident):
+        items, few, more = max(items, 2 * more[0]), (more[0], few[1]), (min(2 * more[0], together), more[1])
+        small = _round(algorithm, loop, prompts, meter, items, *few)
+        wide = _round(algorithm, loop, prompts, meter, items, *more)
+    long = _round(algorithm, loop, prompts, meter, 2 * items, *more)
+    of_prompt = (long.uses["preparing"].before - wide.uses["preparing"].before) / items  # what is kept of it
+    kept = long.uses["training"].before - wide.uses["training"].before - of_prompt * items
+    of_row = kept / (long.batch - wide.batch) if long.batch > wide.batch else 0.0  # of a batch
     stages = []
-    for name, rows in at_once.items():
-        by_row = (_grown(wide[name]) - _grown(small[name])) / max(more - few, 1)
-        by_item = (_grown(long[name]) - _grown(wide[name])) / least
-        before = (long[name].before - wide[name].before) / least - (held if name != "generating" else 0)
-        collected = 0 if name == "generating" else held * (loop.pairs - least)
-        rest = (by_item + before) * (items[name] - least) + by_row * (min(rows, items[name]) - more)
-        stages.append(Stage(name, round(wide[name].peak + collected + rest)))
-    for name, rows, rewards in making:
-        stages.append(Stage(name, _made(algorithm, prompts, meter, rows, rewards)))
+    for name, rows, tried in (
+        ("generating", min(together, algorithm.together(loop.pairs)), (few[0], more[0])),
+        ("preparing", min(together, batch), (few[0], more[0])),
+        ("training", training, (few[1], more[1])),
+    ):
+        less, same, longer = (each.uses[name] for each in (small, wide, long))
+        by_row = (_grown(same) - _grown(less)) / (tried[1] - tried[0]) if tried[1] > tried[0] else 0.0
+        generating = name == "generating"
+        count, tested = (loop.pairs, (items, 2 * items)) if generating else (batch, (wide.batch, long.batch))
+        by_item = (_grown(longer) - _grown(same)) / max(tested[1] - tested[0], 1)
+        before = 0.0 if generating else of_prompt * (loop.pairs - items)
+        before += of_row * (batch - wide.batch) if name == "training" else 0.0
+        grown = _grown(same) + by_row * (rows - tried[1]) + by_item * (count - tested[0])
+        stages.append(Stage(name, round(same.before + before + max(grown, 0.0))))
+    stages += [Stage(each.name, _judged(algorithm, prompts, meter, each)) for each in judged]
     return Forecast(meter.resident, tuple(stages))
 
 
+def _flat(small: Round, wide: Round, resident: int) -> bool:
+    """Whether a stage without gradients takes as much with more rows, because something else in it takes more."""
+    stages = [(_grown(small.uses[name]), _grown(wide.uses[name])) for name in ("generating", "preparing")]
+    return any(more > resident / 100 and more < 1.02 * less for less, more in stages)
+
+
 def _round(
-    algorithm: Algorithm[Any, Any], loop: Loop, prompts: Sequence[str], meter: Meter, rows: int, items: int
-) -> dict[str, Use]:
-    """One round of so many items with so many rows at once, one step of Adam in it."""
-    small, key = algorithm.rehearsal(rows, items / loop.pairs), Key(0).fold("memory")
+    algorithm: Algorithm[Any, Any],
+    loop: Loop,
+    prompts: Sequence[str],
+    meter: Meter,
+    items: int,
+    together: int,
+    training: int,
+) -> Round:
+    """One round for so many prompts with so many rows at once, one step of Adam in it."""
+    small, key = algorithm.rehearsal(together, items / loop.pairs), Key(0).fold("memory")
     asked, weights = [prompts[i % len(prompts)] for i in range(items)], list(algorithm.parameters())
     small.memory().clear()
     with torch.no_grad():
@@ -140,32 +181,40 @@ def _round(
         optimizer = torch.optim.Adam(weights, lr=1e-12)
         for weight in weights:
             weight.grad = torch.zeros_like(weight)
-        for part in torch.arange(len(prepared)).split(rows)[:2]:
+        for part in torch.arange(len(prepared)).split(training)[:2]:
             small.loss(prepared[part])[0].backward()
         optimizer.step()
 
-    _, training = meter.measure(step)
+    _, trained = meter.measure(step)
     for weight in weights:
         weight.grad = None
-    return {"generating": generating, "preparing": preparing, "training": training}
+    uses = {"generating": generating, "preparing": preparing, "training": trained}
+    return Round(uses, len(experience), len(batch), len(prepared))
 
 
-def _made(
-    algorithm: Algorithm[Any, Any], prompts: Sequence[str], meter: Meter, rows: int, rewards: Sequence[Reward]
-) -> int:
-    """Bytes at most while `rows` items are made and encoded at once."""
+def _judged(algorithm: Algorithm[Any, Any], prompts: Sequence[str], meter: Meter, judging: Judging) -> int:
+    """Bytes at most while items are made, encoded and kept, of the untuned and of the tuned model."""
+    rewards = {str(i): reward for i, reward in enumerate(judging.rewards)}
 
-    def use(count: int) -> int:
+    def make(count: int, shown: bool) -> tuple[int, Use]:
+        """What is kept of so many items, which may be shown, and what it took to make them at once."""
         asked = [prompts[i % len(prompts)] for i in range(count)]
-        named = {str(i): reward for i, reward in enumerate(rewards)}
-        sampler: ReverseProcess = algorithm.rehearsal(count, 1.0).sampler
-        work = Making(algorithm.generator, sampler, asked, named, count, Key(0), lambda *_: None)
-        return meter.measure(lambda: work.make("memory", range(count)))[1].peak
+        sampler = algorithm.rehearsal(count, 1.0).sampler
+        making = Making(algorithm.generator, sampler, asked, rewards, count, Key(0), lambda *_: None)
+        made, use = meter.measure(lambda: making.make("memory", range(count), range(count) if shown else ()))
+        after = meter.measure(lambda: made)[1].before
+        return after - use.before, use
 
-    more = min(MORE, rows)
+    shown = judging.players > 0
+    more = min(MORE, judging.rows)
     few = min(FEW, more)
-    at_more = use(more)
-    return at_more if more in (rows, few) else round(at_more + (at_more - use(few)) / (more - few) * (rows - more))
+    kept, use = make(more, shown)
+    peak = float(use.peak)
+    if judging.rows > more > few:
+        peak += (use.peak - make(few, shown)[1].peak) / (more - few) * (judging.rows - more)
+    of_item = make(more, shown=False)[0] / more
+    of_clip = kept / more - of_item
+    return round(peak - kept + 2 * (judging.items * of_item + judging.players * of_clip))
 
 
 def _grown(use: Use) -> int:

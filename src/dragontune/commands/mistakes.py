@@ -36,6 +36,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def sentence(text: str, whole: str = "the recipe") -> str:
     """What jsonargparse found wrong in a file, or in `whole`, in one sentence."""
     text = source.restored(text)
+    if found := re.search(r"Expected an? typing\.Literal\[(.*?)\]\. Got value: ([^\s)]*)", text):
+        return f"expected one of {found[1]}, got {found[2]}; choose one"
     place = ".".join(dict.fromkeys(re.findall(r'Parser key "([\w.]+)"', text))) or whole
     if found := re.search(r"Option '([^']+)' is not accepted|does not accept option '([^']+)'", text):
         name = found[1] or found[2]
@@ -73,7 +75,7 @@ def sentence(text: str, whole: str = "the recipe") -> str:
 
 def near(name: str, known: Iterable[str]) -> str:
     """What was probably meant."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.5)
+    close = [word for word in difflib.get_close_matches(name, list(known), 2, 0.5) if word != name]
     return f"; did you mean {close[0]}?" if close else f"; remove or correct it ({name} is not known)"
 
 

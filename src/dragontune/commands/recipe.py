@@ -69,6 +69,10 @@ class Recipe:
                 f"expected loop.pairs of at least {self.reward.minimum}, which {type(self.reward).__name__} needs to "
                 f"score a set, got {self.loop.pairs}; raise it"
             )
+        if self.opening.of_tokens():
+            raise InputError(
+                f"expected a continuous diffusion model to tune, got {self.model}, one of tokens; it can be steered"
+            )
         algorithm = self.algorithm(self.opening.load(None if self.start else self.lora, self.start), self.reward)
         check_fit(type(algorithm), self.reward)
         if isinstance(algorithm, Draft) and self.loop.batch < self.reward.minimum:

@@ -127,11 +127,12 @@ class Page:
         if self.steering is None:
             return []
         clips = {result.arm.name: result.clips for result in self.steering.shown}
+        if not clips:
+            return []
         items = sorted({item for found in clips.values() for item in found})
         return [
             (player.prompt, _pictures({name: found[item] for name, found in clips.items()}))
             for item, player in zip(items, self.players, strict=True)
-            if clips
         ]
 
     @cached_property

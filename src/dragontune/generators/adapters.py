@@ -233,6 +233,8 @@ def _key(config: LoraConfig) -> str:
 
 
 def _read(network: nn.Module, folder: Path, home: Home | None) -> tuple[LoraConfig, dict[str, Tensor]]:
+    if not (folder / CONFIG_FILE).is_file() and (folder / "adapter" / CONFIG_FILE).is_file():
+        folder = folder / "adapter"  # of a run
     if home is not None and not (folder / CONFIG_FILE).is_file() and (file := lora_files.find(folder)):
         found = lora_files.read(file, home.pipeline, home.part, network)
         try:
@@ -263,8 +265,11 @@ def _put(network: nn.Module, config: LoraConfig, weights: dict[str, Tensor], sou
             _inject(network, config, seed=0)
         except ValueError as error:
             detach(network)
-            reason = " ".join(str(error).split())[:200]  # it may show the whole network
-            raise InputError(f"expected an adapter for this model, got {source} ({reason}); use another") from error
+            layers = sorted(name for name in config.target_modules or () if len(name) > 1)
+            raise InputError(
+                f"expected an adapter for this model, got {source} for one with other layers"
+                f"{f' ({layers[0]})' if layers else ''}; use the model that the adapter was trained on"
+            ) from error
     expected = {name: value.shape for name, value in _weights(network).items()}
     got = {name: value.shape for name, value in weights.items()}
     if expected != got:

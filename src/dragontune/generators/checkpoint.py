@@ -1,6 +1,7 @@
 """A model in diffusers' format on this disk, and how to open it: on what, how precisely, how large, how thriftily."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -18,8 +19,20 @@ Precision = Literal["float32", "bf16"]
 it has the range of single precision, so losses need no scaling. The adapter, the autoencoder and all that passes
 between the parts stay in single precision."""
 
+SPARED = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that text to media can do without."""
 AUTOENCODER = ("vae", "vocoder")
 """Parts of pipelines between latents and media, which stay in single precision."""
+
+
+MOST = {
+    "seconds": (False, 3600),
+    "height": (True, 8192),
+    "width": (True, 8192),
+    "frames": (True, 10_000),
+    "fps": (False, 1000),
+}
+"""Whether a size is a whole number, and the largest that is no slip."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +52,10 @@ class Size:
 
     def __post_init__(self) -> None:
         for name, value in self.given().items():
-            if not 0 < value < 1e6:
-                raise InputError(f"expected size.{name} above 0, got {value}; leave it out for the model's own")
+            whole, most = MOST[name]
+            if not 0 < value <= most or (whole and value != int(value)):
+                kind = f"a whole number from 1 to {most}" if whole else f"a number above 0 and up to {most}"
+                raise InputError(f"expected size.{name} to be {kind}, got {value}; leave it out for the model's own")
 
     def given(self) -> dict[str, float]:
         """What is said, by name."""
@@ -52,8 +67,8 @@ class Size:
         for name in self.given():
             if name not in allowed:
                 raise InputError(
-                    f"expected of size only {', '.join(allowed) or 'nothing'} for a model of {medium}, got {name}; "
-                    "leave it out"
+                    f"expected {'only ' + ', '.join(allowed) if allowed else 'nothing'} in size for a model of "
+                    f"{medium}, got {name}; leave it out"
                 )
 
 
@@ -121,6 +136,7 @@ class Checkpoint:
         `parts` replace those of the folder, or, where they are None, leave them out. Our samplers stand in for its
         scheduler, which is left out.
         """
+        self._check_parts(parts)
         network = frozenset({"transformer", "unet"})
         dtypes = {"default": self.dtype("transformer")} | {part: self.dtype(part) for part in AUTOENCODER}
         if "scheduler" in self.read("model_index.json"):
@@ -132,6 +148,13 @@ class Checkpoint:
                 away = self.plan.offload and name not in (*network, *AUTOENCODER)
                 frozen(part, torch.device("cpu") if away else self.device)
         return pipeline
+
+    def _check_parts(self, others: Mapping[str, object]) -> None:
+        """InputError if a part that the index names is not there: some libraries would make do without it."""
+        for name, kind in self.read("model_index.json").items():
+            wanted = isinstance(kind, list) and len(kind) == 2 and None not in kind and name not in others
+            if wanted and name not in ("scheduler", *SPARED) and not any((self.folder / name).glob("*")):
+                raise InputError(f"expected {name} in {self.folder}, which its index names, got none; restore it")
 
 
 N = TypeVar("N", bound=nn.Module)

@@ -51,7 +51,8 @@ def find(source: Path) -> Path | None:
     safe = [file for file in files if file.suffix == ".safetensors"]
     if files and not safe:
         raise InputError(
-            f"expected a LoRA in safetensors, got {files[0]}, whose format can run code when it is read; convert it"
+            f"expected a LoRA in safetensors, got {files[0]}, whose format can run code when it is read; convert it "
+            "(allow_pickle is for models only)"
         )
     return safe[0] if len(safe) == 1 else None
 
@@ -68,7 +69,7 @@ def read(file: Path, kind: type[DiffusionPipeline], part: str, network: nn.Modul
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"expected a LoRA for this model, got {file} ({reason}); use another") from error
     others = [name for name in weights if name.startswith(OTHER_PARTS)]
-    if others:
+    if others and len(others) < len(weights):
         warnings.warn(f"{file} also holds a LoRA of a text encoder, which is left out here", stacklevel=2)
     own = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name not in others}
     own = {name.removeprefix("base_model.model."): value for name, value in own.items()}
@@ -76,11 +77,13 @@ def read(file: Path, kind: type[DiffusionPipeline], part: str, network: nn.Modul
         own = convert_unet_state_dict_to_peft(own)
     if not own or not all(".lora_" in name for name in own):
         raise InputError(f"expected a LoRA for this model, got {file} with {_first(own, weights)}; use another")
-    said = {name.removeprefix(f"{part}."): value for name, value in (metadata or {}).items()}
+    ours = {name: value for name, value in (metadata or {}).items() if not name.startswith(OTHER_PARTS)}
+    said = {name.removeprefix(f"{part}."): value for name, value in ours.items()}
     if said:
         return Found(said, own)
     ranks = {name: value.shape[1] for name, value in own.items() if ".lora_B." in name}
-    scales = {name.removeprefix(f"{part}."): float(alpha) for name, alpha in (alphas or {}).items()}
+    known = {name: float(alpha) for name, alpha in (alphas or {}).items() if not name.startswith(OTHER_PARTS)}
+    scales = {name.removeprefix(f"{part}."): alpha for name, alpha in known.items()}
     try:
         return Found(get_peft_kwargs(ranks, scales, own), own)
     except (ValueError, KeyError, IndexError) as error:

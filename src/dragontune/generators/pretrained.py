@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -81,7 +82,7 @@ def load(
         model: `tiny-music`, a folder with a `model_index.json`, or a hub name such as `owner/model`.
         lora: the adapter to train; None for none.
         device: where to put it; `auto` is a CUDA device if there is one.
-        precision: in what its networks compute; `bf16` saves memory and time on GPUs.
+        precision: `float32` or `bf16`, in which its networks compute; `bf16` saves memory and time on GPUs.
         size: how large what it makes is; by default as it was trained to.
         plan: how it saves memory; by default not at all.
         allow_pickle: also read weights in `.bin` files. Torch then loads tensors only, yet that format was made to
@@ -90,6 +91,8 @@ def load(
     Raises:
         InputError: there is no such model, its files are torn, or its kind is not known.
     """
+    if precision not in get_args(Precision):
+        raise InputError(f"expected precision {' or '.join(get_args(Precision))}, got {precision}; choose one")
     folder = find(model, allow_pickle)
     checkpoint = Checkpoint(folder, model, pick(device), precision, size or Size(), plan or Plan(), allow_pickle)
     with _quiet(), _readable(folder, allow_pickle):
@@ -148,10 +151,14 @@ def pick(device: str | torch.device) -> torch.device:
 
 
 def _family(folder: Path) -> Family:
+    if not (folder / INDEX).is_file():
+        raise InputError(f"expected a diffusers folder with a {INDEX}, got {folder}; check the path")
     try:
-        kind = json.loads((folder / INDEX).read_text())["_class_name"]
+        kind = str(json.loads((folder / INDEX).read_text())["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"expected a diffusers folder with a {INDEX}, got {folder}; check the path") from error
+        raise InputError(
+            f"expected a readable {INDEX} that names a pipeline, got {folder / INDEX}; restore it"
+        ) from error
     if kind in ADDED:
         return ADDED[kind]
     if kind not in FAMILIES:

@@ -163,6 +163,8 @@ class DitBlock(nn.Module):
 class TinyDiT(ModelMixin, ConfigMixin):
     """F of EDM: from the scaled noisy latents, c_noise = ln(sigma) / 4 and text tokens to the network's raw output."""
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,
@@ -180,6 +182,7 @@ class TinyDiT(ModelMixin, ConfigMixin):
         p_std: float = 1.0,
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.enter = nn.Linear(channels, width)
         self.level_in = nn.Linear(level_width, width)
         self.level_out = nn.Linear(width, 6 * width)
@@ -202,7 +205,10 @@ class TinyDiT(ModelMixin, ConfigMixin):
         level = sinusoid(c_noise * 100, self.config["level_width"], 1000.0)
         level = self.level_out(functional.silu(self.level_in(level))).unflatten(1, (6, -1))
         for block in self.blocks:
-            x = block(x, level, text, mask)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, level, text, mask)
+            else:
+                x = block(x, level, text, mask)
         return self.leave(self.last_norm(x)).transpose(1, 2)
 
     def denoise(

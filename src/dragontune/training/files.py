@@ -83,7 +83,7 @@ def flush_folder(path: Path) -> None:
 def storage_trouble(error: BaseException) -> str | None:
     """One sentence if `error`, or what it came from, is a full or read-only disk, or a full GPU; else None."""
     for cause in _causes(error):
-        if type(cause).__name__ == "OutOfMemoryError":
+        if type(cause).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(cause):
             return (
                 f"expected enough memory, got too little ({str(cause).partition('. ')[0]}); `dragontune doctor` says "
                 "what to change in a recipe, and what was complete is still there (tune: --resume)"
