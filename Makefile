@@ -31,7 +31,7 @@ demo: .venv/.stamp-run
 	@echo "Listen to the result: file://$(CURDIR)/runs/demo/report/index.html"
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: .venv/.stamp-dev
 	$(BIN)/ruff check .

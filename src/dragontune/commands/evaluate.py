@@ -61,7 +61,7 @@ def evaluate(run: Path, recipe: Recipe, prompts: str | None, out: Path | None, s
         evaluation = replace(evaluation, prompts=prompts)
     target = out or folder.report
     files.make_folder(target)
-    algorithm = recipe.build()
+    algorithm = recipe.within(run).build()
     steered = steer and steer.over(steer.walked(algorithm.sampler))
     algorithm.generator.load_adapter(str(folder.adapter))
     if (state := folder.checkpoints(recipe.loop.keep).latest()) is not None:

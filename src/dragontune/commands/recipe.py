@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -25,6 +26,9 @@ from dragontune.rewards.combine import InstanceSum, Sum
 from dragontune.seeding import Key
 from dragontune.training.loop import Loop
 from dragontune.training.tracking import Tracker
+
+START = "start"
+"""The folder of a run with the LoRA that it was begun with."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +61,11 @@ class Recipe:
     def opening(self) -> Opening:
         """The model, and how it is opened."""
         return Opening(self.model, self.precision, self.size, self.plan, self.family, self.allow_pickle)
+
+    def within(self, run: Path) -> "Recipe":
+        """The same with the `start` that a run's folder keeps, if it does: what it was begun with may be gone."""
+        kept = run / START
+        return replace(self, start=str(kept)) if self.start and kept.is_dir() else self
 
     def build(self) -> Algorithm[Any, Any]:
         """Load the model and make the algorithm, checked against the reward.

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dragontune.algorithms.base import Algorithm
-from dragontune.commands.recipe import Recipe, read_prompts
+from dragontune.commands.recipe import START, Recipe, read_prompts
 from dragontune.errors import InterruptedRun
 from dragontune.evaluation.evaluate import evaluate
 from dragontune.training import files
@@ -33,10 +33,12 @@ def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: 
             print(f"There is nothing left to do in {out}.")
             return
         prompts = read_prompts(recipe.prompts)
-        algorithm = recipe.build()
+        algorithm = recipe.within(out).build()
         recipe.rehearse(algorithm, prompts)
         listening = Listening(algorithm.generator, algorithm.sampler, recipe.listened(prompts), recipe.loop.seed)
         folder.claim(text, fixed)
+        if recipe.start and not (out / START).exists():
+            files.write_folder(out / START, lambda inside: algorithm.generator.save_adapter(str(inside)))
         try:
             with reporter() as report:
                 history = recipe.loop.run(

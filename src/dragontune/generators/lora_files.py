@@ -5,7 +5,9 @@ out: what such files hold for text encoders, which are not tuned here (a warning
 """
 
 import json
+import re
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -13,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils.peft_utils import get_peft_kwargs
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,8 @@ METADATA = "lora_adapter_metadata"
 """Where diffusers keeps peft's configuration in a file's header."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 OTHER_PARTS = ("text_encoder", "lora_te")
+ALPHA = re.compile(r"(\.lora_A|\.lora\.|\.lora_linear_layer|_lora\.).*$")
+"""What follows the layer's name in what diffusers' converters call an alpha."""
 
 
 @dataclass(frozen=True)
@@ -77,17 +80,41 @@ def read(file: Path, kind: type[DiffusionPipeline], part: str, network: nn.Modul
         own = convert_unet_state_dict_to_peft(own)
     if not own or not all(".lora_" in name for name in own):
         raise InputError(f"expected a LoRA for this model, got {file} with {_first(own, weights)}; use another")
-    ours = {name: value for name, value in (metadata or {}).items() if not name.startswith(OTHER_PARTS)}
-    said = {name.removeprefix(f"{part}."): value for name, value in ours.items()}
+    said = {name[len(part) + 1 :]: value for name, value in (metadata or {}).items() if name.startswith(f"{part}.")}
     if said:
         return Found(said, own)
-    ranks = {name: value.shape[1] for name, value in own.items() if ".lora_B." in name}
-    known = {name: float(alpha) for name, alpha in (alphas or {}).items() if not name.startswith(OTHER_PARTS)}
-    scales = {name.removeprefix(f"{part}."): alpha for name, alpha in known.items()}
-    try:
-        return Found(get_peft_kwargs(ranks, scales, own), own)
-    except (ValueError, KeyError, IndexError) as error:
-        raise InputError(f"expected a LoRA for this model, got {file} with {_first(own, own)}; use another") from error
+    scales = {name.removeprefix(f"{part}."): float(value) for name, value in (alphas or {}).items()}
+    return Found(_settings(file, own, {n: value for n, value in scales.items() if not n.startswith(OTHER_PARTS)}), own)
+
+
+def _settings(file: Path, weights: Mapping[str, Tensor], alphas: Mapping[str, float]) -> dict[str, Any]:
+    """Of peft's configuration, from the shapes of weights and the alphas of layers, which are their ranks if not said.
+
+    Layers are named by expressions that match them alone: peft takes plain names for endings.
+
+    Raises:
+        InputError: an alpha is of no layer that has weights.
+    """
+    ranks = {name.partition(".lora_A.")[0]: len(value) for name, value in weights.items() if ".lora_A." in name}
+    if not ranks:
+        raise InputError(f"expected a LoRA for this model, got {file} without down-projections; use another")
+    scales: dict[str, float] = {name: float(rank) for name, rank in ranks.items()}
+    for name, alpha in alphas.items():
+        layer = ALPHA.sub("", name.removesuffix(".alpha")).replace(".processor.", ".")
+        found = next((each for each in (layer, f"{layer}.0") if each in ranks), None)
+        if found is None:
+            raise InputError(f"expected a LoRA whose alphas go with its layers, got {file} with {name}; use another")
+        scales[found] = alpha
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, scales))
+    return {
+        "r": rank,
+        "lora_alpha": alpha,
+        "target_modules": "|".join(re.escape(name) for name in sorted(ranks)),
+        "rank_pattern": {f"^{re.escape(name)}": value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {f"^{re.escape(name)}": value for name, value in scales.items() if value != alpha},
+        "use_dora": any("lora_magnitude_vector" in name for name in weights),
+        "lora_bias": any(".lora_B.bias" in name for name in weights),
+    }
 
 
 def write(config: Mapping[str, Any], weights: Mapping[str, Tensor], folder: Path, part: str) -> None:
