@@ -82,6 +82,33 @@ def edited(folder, old, new):
         ("prompts: prompts.txt\nevaluation", "prompts: real/00.wav\nevaluation", ["real/00.wav"]),
         ("model: clap}}, exemplars", "model: music}}, exemplars", ["music"]),
         ("model: music", "model: [", ["recipe.yaml"]),
+        ("rank: 2", "ranks: 2, dropout: 1", ["a field of Lora in lora", "got ranks; did you mean rank?"]),
+        ("rank: 2", "dropout: 1", ["a field of Lora in lora (rank, alpha, targets, seed), got dropout; remove"]),
+        ("rank: 2", "targets: nosuch", ["expected 'all-linear' or a list of texts in lora.targets, got nosuch;"]),
+        ("lora:", "size: {height: tall}\nlora:", ["a whole number or nothing in size.height, got tall;"]),
+        ("lora:", "size: {depth: 3}\nlora:", ["a field of Size in size (seconds, height, width, frames, fps), got"]),
+        ("lora:", "size: big\nlora:", ["fields with values in size, got big"]),
+        ("lora:", "guard: 7\nlora:", ["expected the fields of Guard or nothing in guard, got 7;"]),
+        ("lora:", "guard: {every: x}\nlora:", ["type int in guard.every, got x;"]),
+        ("lora:", "precision: fp16\nlora:", ["one of 'float32', 'bf16' in precision, got fp16; choose"]),
+        ("lora:", "trackers: [{class_path: nope}]\nlora:", ["in trackers (TensorBoard, Trackio, Wandb), got nope;"]),
+        ("beta: 50", "k: 1", ["a field of Dragon in algorithm (preference, sampler, beta,", "got k; remove"]),
+        ("steps: 3", "order: x", ["type int in algorithm.sampler.order, got x;"]),
+        (
+            "TinyClap, init_args: {model: clap}}, exem",
+            "Vggish, init_args: {weights: x}}, exem",
+            ["a field of Vggish in reward.encoder (model, pca), got weights;"],
+        ),
+        (
+            "TinyClap, init_args: {model: clap}}, exem",
+            "Mert, init_args: {layer: x}}, exem",
+            ["a whole number or nothing in reward.encoder.layer, got x;"],
+        ),
+        (
+            "TinyClap, init_args: {model: clap}}, exem",
+            "Dinov2, init_args: {tokens: x}}, exem",
+            ["one of 'class', 'patches' in reward.encoder.tokens, got x;"],
+        ),
     ],
 )
 def test_a_bad_recipe(workplace, capsys, old, new, words):
@@ -105,7 +132,12 @@ def test_a_bad_recipe(workplace, capsys, old, new, words):
         (["tune", "gone.yaml"], ["gone.yaml", "not there"]),
         (["tune", "real"], ["real", "folder"]),
         (["tune", "prompts.txt"], ["prompts.txt", "fields"]),
-        (["tune", "recipe.yaml", "--loop.roundz", "3"], ["roundz", "did you mean rounds?"]),
+        (["tune", "recipe.yaml", "--loop.roundz", "3"], ["roundz", "did you mean --loop.rounds?"]),
+        (["tune", "recipe.yaml", "--size.depth", "3"], ["in size (seconds, height, width, frames, fps), got"]),
+        (["tune", "recipe.yaml", "--plan.tile", "true"], ["--plan.tile; did you mean --plan.tiling?"]),
+        (["tune", "recipe.yaml", "--height", "32"], ["got --height; did you mean --size.height?"]),
+        (["tune", "recipe.yaml", "--size.height", "tall"], ["a whole number or nothing in size.height, got tall"]),
+        (["tune", "recipe.yaml", "--algorithm.k", "1"], ["a field of Dragon in algorithm (", "got k; remove"]),
         (["tune", "recipe.yaml", "--loop.rounds", "x"], ["loop.rounds", "x"]),
         (["tune", "recipe.yaml", "--loop.rounds"], ["a value after --loop.rounds", "nothing"]),
         (["tune", "recipe.yaml", "--loop", "3"], ["fields with values", "loop"]),
@@ -115,7 +147,7 @@ def test_a_bad_recipe(workplace, capsys, old, new, words):
         (["generate", "--model", "music", "--prompt", "x", "--out", "c", "--scale", "2"], ["--adapter", "--scale 2"]),
         (["generate", "--model", "music", "--prompt", "x", "--out", "prompts.txt"], ["prompts.txt", "a file"]),
         (["generate", "--model", "music", "--prompt", "x", "--out", "prompts.txt/c"], ["prompts.txt/c", "a file"]),
-        (["tune", "recipe.yaml", "--reume"], ["--reume"]),
+        (["tune", "recipe.yaml", "--reume"], ["--reume; did you mean --resume?"]),
         (["generate", "--model", "music", "--out", "clips"], ["--prompt"]),
         (["generate", "--prompt", "x", "--out", "clips"], ["--model"]),
         (["generate", "--model", "music", "--prompt", "x", "--out", "clips", "--steps", "-1"], ["steps", "-1"]),
@@ -209,7 +241,16 @@ def test_a_folder_that_holds_something_else(workplace, capsys):
     before = (workplace / "run/adapter/adapter_model.safetensors").read_bytes()
     assert "--resume" in refused(capsys, *short, "--out", "run")
     sentence = refused(capsys, *short, "--out", "run", "--resume", "--algorithm.beta", "3")
-    assert "beta" in sentence
+    assert "got another (algorithm.beta: 50.0 before, 3.0 now); resume with run/recipe.yaml" in sentence
+    changes = ["--model", "clap", "--loop.lr", "0.5", "--lora.rank", "4", "--loop.pairs", "8"]
+    sentence = refused(capsys, *short, "--out", "run", "--resume", *changes)
+    assert "(loop.lr: 0.001 before, 0.5 now; loop.pairs: 6 before, 8 now; lora.rank: 2 before, 4 now; and 1 more);" in (
+        sentence
+    )
+    sentence = refused(capsys, *short, "--out", "run", "--resume", "--start", "clap", "--size.height", "16")
+    assert "(size.height: nothing before, 16 now; start: nothing before, clap now);" in sentence
+    sentence = refused(capsys, *short, "--out", "run", "--resume", "--reward", '{"class_path": "CleanSound"}')
+    assert "(reward: SetFrechet before, CleanSound now);" in sentence
     assert (workplace / "run/adapter/adapter_model.safetensors").read_bytes() == before
     with RunFolder(Path("run")).held():
         assert "another process" in refused(capsys, *short, "--out", "run", "--resume")
@@ -246,3 +287,8 @@ def test_a_folder_that_cannot_be_written(workplace, capsys, monkeypatch):
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, *rest, **kind: path != Path("run") and allowed(path, *rest, **kind))
     assert "can be written" in refused(capsys, "tune", "recipe.yaml", "--out", "run")
+
+
+def test_options_of_an_evaluation_that_are_fields(workplace, capsys):
+    assert cli.run(["tune", "recipe.yaml", "--evaluation", "null", "--loop.rounds", "1", "--out", "run"]) == 0
+    assert "did you mean --size.height?" in refused(capsys, "evaluate", "run", "--height", "32")

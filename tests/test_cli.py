@@ -9,11 +9,14 @@ import time
 import pytest
 
 from dragontune import cli
+from dragontune.commands import clips
 from dragontune.commands.recipe import rehearse
 from dragontune.evaluation import evaluate as evaluation
+from dragontune.media.kinds import AUDIO, IMAGES, VIDEO
 from dragontune.rewards.base import InstanceReward
 from dragontune.testing import Toy
 from small_runs import make_workplace
+from tiny_stable_diffusion import save_stable_diffusion
 
 METRICS = {"prompts", "rewards", "seconds", "package_versions", "seed"}
 REWARD = {"scope", "target", "before", "after", "win_rate", "win_rate_ci95"}
@@ -134,6 +137,23 @@ def test_generate_and_score(workplace, capsys):
     assert json.loads(capsys.readouterr().out)["scope"] == "set"
     assert cli.run(["score", "clips", "--reward", "reward.yaml"]) == 0
     assert "mean" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_was_made_is_called_by_its_kind(workplace, capsys, tmp_path, count):
+    save_stable_diffusion(tmp_path / "sd")
+    for model, called in (("music", ("clip", "clips")), (str(tmp_path / "sd"), ("image", "images"))):
+        words = ["generate", "--model", model, "--prompt", "a reel", "--steps", "1", "--count", str(count)]
+        capsys.readouterr()
+        assert cli.run([*words, "--out", str(tmp_path / called[0])]) == 0
+        said = f"{count} {called[count - 1]} {'is' if count == 1 else 'are'} in {tmp_path / called[0]}.\n"
+        assert capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize(("media", "called"), [("videos", "4 videos"), ("images", "1 image"), ("audio", "1,000 clips")])
+def test_names_of_what_is_counted(media, called):
+    kind = {"videos": VIDEO, "images": IMAGES, "audio": AUDIO}[media]
+    assert clips.called(kind, int(called.split()[0].replace(",", ""))) == called
 
 
 def test_scale_nought_is_the_untuned_model(workplace):

@@ -59,10 +59,11 @@ def test_times_are_those_of_diffusers(tmp_path, kind, spacing):
         assert (found.diff() <= 0).all()
 
 
+@pytest.mark.parametrize("betas", ["scaled_linear", "squaredcos_cap_v2"])
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("kind", [*OF_EULER, *OF_DPM])
-def test_noise_levels_and_starts_are_those_of_diffusers(tmp_path, kind, spacing):
-    more = {"timestep_spacing": spacing, "steps_offset": 1}
+def test_noise_levels_and_starts_are_those_of_diffusers(tmp_path, kind, spacing, betas):
+    more = {"timestep_spacing": spacing, "steps_offset": 1, "beta_schedule": betas}
     schedule, (scheduler, _) = ours(tmp_path, kind, **more), theirs(kind, 20, **more)
     times = schedule.times(20)
     torch.testing.assert_close(schedule.ratio(times).float(), scheduler.sigmas, atol=1e-5, rtol=1e-4)
@@ -85,7 +86,7 @@ def test_products_are_those_of_diffusers(tmp_path, betas):
     schedule = discrete(folder(tmp_path, dict(scheduler.config) | {"_class_name": "DDIMScheduler"}))
     products = scheduler.alphas_cumprod
     t = torch.arange(1, len(products) + 1, dtype=torch.float64) / len(products)
-    torch.testing.assert_close(schedule.alpha(t) ** 2, products.double(), atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(schedule.alpha(t) ** 2, products.double(), atol=0, rtol=1e-4)
     torch.testing.assert_close(schedule.sigma(t) ** 2, 1 - products.double(), atol=1e-7, rtol=1e-4)
     torch.testing.assert_close(schedule.index(t.float()), torch.arange(len(products)).float(), atol=0, rtol=0)
     assert schedule.sigma(torch.zeros(1)).item() == 0
@@ -174,11 +175,27 @@ def test_more_steps_than_times(tmp_path, steps):
         ("EulerDiscreteScheduler", {"interpolation_type": "log_linear"}, "linear"),
         ("EulerDiscreteScheduler", {"timestep_type": "continuous", "prediction_type": "v_prediction"}, "discrete"),
         ("LCMScheduler", {}, "in discrete time"),
+        ("DDPMScheduler", {"trained_betas": [0.1, 0.5, 1.0]}, "leave some of the data"),
+        ("DDPMScheduler", {"trained_betas": [0.0, 0.0]}, "add noise"),
+        ("DDIMScheduler", {"beta_schedule": "linear", "beta_end": 0.9}, "leave some of the data"),
+        (
+            "DPMSolverMultistepScheduler",
+            {"beta_schedule": "squaredcos_cap_v2", "lambda_min_clipped": -5.1},
+            "lambda_min_clipped -5.1",
+        ),
+        ("DPMSolverMultistepScheduler", {"lambda_min_clipped": 0.0}, "lambda_min_clipped 0.0"),
+        ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -2.6}, r"= -2\.\d+, got lambda_min_clipped -2.6"),
     ],
 )
 def test_what_samplers_do_not_do_is_refused(tmp_path, kind, more, message):
     with pytest.raises(InputError, match=message):
         ours(tmp_path, kind, **more)
+
+
+def test_a_clip_below_all_noise_levels_changes_nothing(tmp_path):
+    schedule = ours(tmp_path, "DPMSolverMultistepScheduler", lambda_min_clipped=-5.1)
+    _, times = theirs("DPMSolverMultistepScheduler", 20, lambda_min_clipped=-5.1)
+    torch.testing.assert_close(schedule.times(20)[:-1] * 1000 - 1, times, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "{", '{"_class_name": 3}'])

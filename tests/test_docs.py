@@ -36,6 +36,7 @@ def test_snippets_import_what_is_there(code):
 @pytest.mark.parametrize("text", blocks("yaml"))
 def test_recipes_in_the_docs_are_yaml(text):
     fields = {"model", "lora", "reward", "algorithm", "loop", "prompts", "guard", "evaluation"}
+    fields |= {"precision", "size", "plan", "start", "family", "allow_pickle"}
     assert set(yaml.safe_load(text)) <= fields
 
 

@@ -82,9 +82,25 @@ def test_digests_tell_weights_settings_and_words_apart(clap, tmp_path):
         (folder / name).write_text(json.dumps(content | change))
         assert checkpoint.contents(folder) != checkpoint.contents(clap.folder)
     folder = save_clap(tmp_path / "newer")
-    content = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(content | {"transformers_version": "9.9"}))
+    for name, change in (("config.json", "transformers_version"), ("tokenizer_config.json", "name_or_path")):
+        content = json.loads((folder / name).read_text())
+        (folder / name).write_text(json.dumps(content | {change: "9.9"}))
     assert Clap(str(folder)).digest == clap.digest
+
+
+def test_digests_tell_apart_how_texts_are_cut(clap, tmp_path):
+    folder, text = save_clap(tmp_path / "shorter"), ["a b c d e f g"]
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(content | {"model_max_length": 3}))
+    shorter = Clap(str(folder))
+    assert (shorter.embed_text(text).frames - clap.embed_text(text).frames).abs().max() > 1e-4
+    assert shorter.digest != clap.digest
+    for name in ("special_tokens_map.json", "added_tokens.json"):
+        folder = save_clap(tmp_path / name)
+        for tokens in ({"mask_token": "<mask>"}, {"mask_token": "<gap>"}):
+            before = checkpoint.contents(folder)
+            (folder / name).write_text(json.dumps(tokens))
+            assert checkpoint.contents(folder) != before
 
 
 def test_a_hub_name_without_network(monkeypatch):

@@ -16,7 +16,7 @@ from dragontune.errors import InputError
 from dragontune.evaluation.generations import Steered
 from dragontune.generators import pretrained
 from dragontune.generators.adapters import CONFIG_FILE, WEIGHTS_FILE, Lora
-from dragontune.generators.checkpoint import Size
+from dragontune.generators.checkpoint import Plan, Size
 from dragontune.generators.lora_files import FILE, loads_lora
 from dragontune.generators.pipeline import PipelineGenerator
 from dragontune.generators.pretrained import load
@@ -180,6 +180,17 @@ def test_an_adapter_of_another_architecture_is_refused(folder, tmp_path):
     with pytest.raises(InputError, match="expected an adapter for this model"):
         before.load_adapter(str(tmp_path / "adapter"))
     torch.testing.assert_close(estimate(before), estimate(opened(folder)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_no_prompts_are_no_rows(folder, offload):
+    generator = load(str(folder), device="cpu", size=SIZES.get(folder.name), plan=Plan(offload=offload))
+    for nothing in (generator.encode_prompts([]), *generator.conditions([])):
+        assert len(nothing) == 0
+        some = generator.encode_prompts(PROMPTS[:2])
+        joined = type(some).join([some, nothing])
+        assert len(joined) == 2
+        torch.testing.assert_close(generator.prompt_vectors(joined), generator.prompt_vectors(some))
 
 
 def test_svdd_steers(folder):

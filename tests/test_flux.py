@@ -7,10 +7,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from dragontune.encoders.latents import Latents
 from dragontune.errors import InputError
-from dragontune.generators import flux
 from dragontune.generators.adapters import Lora
 from dragontune.generators.checkpoint import Plan, Size
 from dragontune.media.image import Images
@@ -25,11 +25,15 @@ from flow_families import (
     check_offload,
     check_prompts,
     check_scheduler,
+    noise_of,
     opened,
 )
 from tiny_flux import SIZE, save_flux
 
-pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype")  # torch, about bfloat16 in a slower way
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Mismatch dtype"),  # torch, about bfloat16 in a slower way
+    pytest.mark.filterwarnings("ignore:Dynamo does not know"),  # about the checks of types in tests
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,22 @@ def theirs(folder, latents, steps, guidance, images=False, **more):
     if images:
         return torch.from_numpy(found).permute(0, 3, 1, 2)
     return pipeline._unpack_latents(found, SIZE.height, SIZE.width, 2)
+
+
+def asked(network, generator, noise, t, condition, dtype=torch.float32):
+    """What diffusers' network says if it is asked as the pipeline does."""
+    packed, (texts, images) = pixel_unshuffle(noise, 2), generator.places
+    flow = network(
+        packed.flatten(2).transpose(1, 2).to(dtype),
+        encoder_hidden_states=condition.tokens.to(dtype),
+        pooled_projections=condition.pooled.to(dtype),
+        timestep=t.to(dtype),
+        img_ids=images,
+        txt_ids=texts,
+        guidance=torch.full_like(t, 3.5) if network.config["guidance_embeds"] else None,
+        return_dict=False,
+    )[0]
+    return pixel_shuffle(flow.transpose(1, 2).unflatten(2, packed.shape[2:]), 2).float()
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
@@ -120,16 +140,47 @@ def test_prompts(generator):
     check_prompts(generator)
 
 
-def test_bfloat16_is_near_but_for_the_networks_own_rounding(folder, monkeypatch):
-    """The network multiplies times and guidance by 1000 in the precision it computes in: 3.5 becomes 3504."""
-    check_bfloat16(folder, SIZE, tolerance=0.6)
-    monkeypatch.setattr(flux, "GUIDANCE", 3.504)
+@pytest.mark.parametrize("distilled", [True, False])
+def test_times_and_guidance_are_exact_in_bfloat16(tmp_path, distilled):
+    """Near single precision, where diffusers' own network, which rounds them, is far off."""
+    folder = save_flux(tmp_path / "flux", distilled=distilled)
+    check_bfloat16(folder, SIZE, tolerance=0.05)
     full, half = opened(folder, SIZE), opened(folder, SIZE, precision="bf16")
-    noise, t = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(0)), torch.full((2,), 0.5)
+    rough = FluxPipeline.from_pretrained(folder).transformer.bfloat16()
+    noise, condition, farthest = noise_of(full), full.encode_prompts(PROMPTS), 0.0
+    for time in (0.3, 0.7, 0.991):
+        t = torch.full((2,), time)
+        with torch.no_grad(), half.autocast():
+            near, later = half.predict(noise, t, condition), half.predict(noise, t - 0.0009, condition)
+        with torch.no_grad():
+            flow = full.predict(noise, t, condition)
+            theirs = asked(rough, full, noise, t, condition, torch.bfloat16)
+        assert (near - flow).norm() < 0.03 * flow.norm()
+        assert (later - near).norm() > 0.05 * flow.norm()
+        farthest = max(farthest, ((theirs - flow).norm() / flow.norm()).item())
+    assert farthest > 0.09
+
+
+@pytest.mark.parametrize("distilled", [True, False])
+def test_predictions_are_the_networks_to_the_bit(tmp_path, distilled):
+    """In single precision; and the network may be asked in diffusers' way."""
+    folder = save_flux(tmp_path / "flux", distilled=distilled)
+    generator, plain = opened(folder, SIZE), FluxPipeline.from_pretrained(folder).transformer
+    noise, t, condition = noise_of(generator), torch.tensor([0.3, 0.991]), generator.encode_prompts(PROMPTS)
     with torch.no_grad():
-        exact = full.denoise(noise, t, full.encode_prompts(PROMPTS))
-        near = half.denoise(noise, t, half.encode_prompts(PROMPTS))
-    assert (near - exact).square().mean().sqrt() < 0.05 * exact.std()
+        flow = generator.predict(noise, t, condition)
+        for network in (plain, generator.network):
+            assert torch.equal(asked(network, generator, noise, t, condition), flow)
+
+
+def test_compiled_it_hears_times_as_well(folder):
+    generator = opened(folder, SIZE)
+    noise, t, condition = noise_of(generator), torch.tensor([0.3, 0.991]), generator.encode_prompts(PROMPTS)
+    with torch.no_grad():
+        plain = generator.predict(noise, t, condition)
+        generator.network.compile(backend="eager", dynamic=False)
+        torch.testing.assert_close(generator.predict(noise, t, condition), plain)
+        assert (generator.predict(noise, t - 0.1, condition) - plain).abs().max() > 0.1
 
 
 def test_a_step_does_not_wait(generator):
@@ -158,7 +209,7 @@ def test_sizes(tmp_path):
     ("size", "message"),
     [
         (Size(height=18, width=16), "in steps of 4 pixels, got 18 and 16"),
-        (Size(frames=3), "only height, width for a model of images, got frames"),
+        (Size(frames=3), "only height, width in size for a model of images, got frames"),
     ],
 )
 def test_sizes_that_cannot_be(folder, size, message):

@@ -144,6 +144,26 @@ def test_encode_and_decode_are_the_autoencoders(folder, generator, pipeline):
     assert Latents(str(folder)).dim == 4
 
 
+def test_times_are_not_rounded_in_bfloat16(folder, generator):
+    """The first lie close together: of 20 steps bfloat16 takes the first eight for five."""
+    half, heard = load(str(folder), device="cpu", precision="bf16"), []
+    half.network.get_submodule("time_proj").register_forward_hook(
+        lambda _, inputs, waves: heard.append((*inputs, waves))
+    )
+    t = half.schedule.times(20)[:8].float()
+    latents, condition = noise()[:1].expand(8, 4, 16), generator.encode_prompts(PROMPTS * 4)
+    with torch.no_grad():
+        near, exact = half.denoise(latents, t, condition), generator.denoise(latents, t, condition)
+    ((times, waves),) = heard
+    assert torch.equal(times, t)
+    torch.testing.assert_close(waves, generator.network.time_proj(t), atol=0.05, rtol=0)  # weights are rounded
+    assert len(waves.unique(dim=0)) == 8
+    assert waves.dtype == torch.float32
+    assert len(t.bfloat16().unique()) == 5
+    assert half.network.get_submodule("proj_in").weight.dtype == torch.bfloat16
+    assert (near - exact).norm() < 0.05 * exact.norm()
+
+
 def test_an_adapter_goes_on_every_linear_layer_and_off_again(folder):
     tuned, base = load(str(folder), Lora(rank=2), device="cpu"), load(str(folder), device="cpu")
     with torch.no_grad():

@@ -143,7 +143,7 @@ def test_sizes(folder):
     [
         (Size(height=18), "in steps of 4 pixels, got 18 and 16"),
         (Size(height=52), "at most 48 pixels .* got 52 and 16"),
-        (Size(seconds=3.0), "only height, width for a model of images, got seconds"),
+        (Size(seconds=3.0), "only height, width in size for a model of images, got seconds"),
     ],
 )
 def test_sizes_that_cannot_be(folder, size, message):

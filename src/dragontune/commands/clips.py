@@ -29,7 +29,7 @@ from dragontune.evaluation.report import duration
 from dragontune.generators.base import Generator
 from dragontune.media.audio import Audio
 from dragontune.media.image import Images
-from dragontune.media.kinds import KINDS, kind_of
+from dragontune.media.kinds import AUDIO, KINDS, Kind, kind_of
 from dragontune.media.video import Video
 from dragontune.process import ReverseProcess, State
 from dragontune.rewards.base import DistributionReward, Features, Reward
@@ -74,6 +74,11 @@ class Clips:
             return sum(len(batch) for number, batch in batches if not self._stored(number).exists())
         return len(self._missing(self._scores()))
 
+    def counted(self) -> str:
+        """How many there are once all are made, by what they are: `1 image`, `4 videos`, `2 clips`."""
+        found = next((path for each in self.wanted if (path := self._there(each))), None)
+        return called(next((kind for kind in KINDS if found and kind.suffix == found.suffix), None), len(self.wanted))
+
     def make(self, generator: Generator, report: Reporter) -> str:
         """Every clip that is not there yet; returns what there is to say of their scores.
 
@@ -117,13 +122,13 @@ class Clips:
         if not reward:
             return ""
         mean = sum(known[f"{each.stem}{suffix}"] for each in self.wanted) / total
-        return f"Mean {reward.label}: {mean:.6g} (higher is better); {self.out / SCORES} has every clip's."
+        return f"Mean {reward.label}: {mean:.6g} (higher is better); {self.out / SCORES} has every one's."
 
     @torch.no_grad()
     def _clip(self, generator: Generator, wanted: Wanted, report: Reporter | None) -> Samples:
         """One clip; it is told step by step if anything is told."""
         steer = self.steered and self.steered.steering
-        tell = partial(report, "first clip") if report else lambda done, total: None
+        tell = partial(report, "first one") if report else lambda done, total: None
         visit = _by_step(self.process, [wanted.number], tell)
         return self.process.sample(
             generator, [wanted.prompt], self.key, items=[wanted.number], steer=steer, visit=visit
@@ -235,6 +240,13 @@ class Clips:
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([columns, *rows])
         files.write(self.out / SCORES, text.getvalue().encode())
+
+
+def called(kind: Kind | None, count: int) -> str:
+    """That many of a kind of media, of which audio is called clips."""
+    one = kind.one.partition(" ")[2] if kind and kind is not AUDIO else "clip"
+    many = kind.many if kind and kind is not AUDIO else "clips"
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def _by_step(

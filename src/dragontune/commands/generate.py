@@ -8,15 +8,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from dragontune.commands.clips import BATCHES, Clips, Wanted
+from dragontune.commands.clips import BATCHES, Clips, Wanted, called
 from dragontune.commands.mistakes import read_yaml
 from dragontune.commands.opening import Opening
-from dragontune.commands.steer import budget, plural
+from dragontune.commands.steer import budget
 from dragontune.data import Rows
 from dragontune.errors import InputError, InterruptedRun
 from dragontune.evaluation.generations import Steered
+from dragontune.generators import lora_files
 from dragontune.generators.adapters import CONFIG_FILE
 from dragontune.generators.base import Generator
+from dragontune.media.kinds import kind_of
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
 from dragontune.training import files, guard
@@ -79,10 +81,15 @@ class Adapter:
         """The model that peft's configuration names, if it names one.
 
         Raises:
-            InputError: there is no such folder.
+            InputError: there is no such folder, or it is a file that can carry code.
         """
         if Path(self.folder).suffix == ".safetensors" and Path(self.folder).is_file():
             return None  # such files do not name their model
+        if Path(self.folder).suffix in lora_files.PICKLES and Path(self.folder).is_file():
+            raise InputError(
+                f"expected a LoRA in safetensors, got {self.folder}, whose format can run code when it is read; "
+                "convert it (--allow-pickle is for models only)"
+            )
         if not Path(self.folder).is_dir():
             raise InputError(
                 f"expected a run's folder or an adapter's, got {self.folder}, which is none; check the path (a weight "
@@ -226,22 +233,22 @@ def generate(request: Request, out: Path) -> None:
             _warn_if_unnoticed(request, generator, clips)
             said = clips.make(generator, report)
     except KeyboardInterrupt as stop:
-        raise InterruptedRun(f"interrupted; run the same command again for the clips that {out} lacks") from stop
+        raise InterruptedRun(f"interrupted; run the same command again for what {out} lacks") from stop
     count = len(clips.wanted)
-    print(f"{plural(count, 'clip')} {'is' if count == 1 else 'are'} in {out}.{f' {said}' if said else ''}")
+    print(f"{clips.counted()} {'is' if count == 1 else 'are'} in {out}.{f' {said}' if said else ''}")
 
 
 def _check(request: Request, out: Path) -> None:
     """Whether the clips may be written to `out`; leftovers of another request, without clips, are removed."""
     if out.exists() and not out.is_dir():
-        raise InputError(f"expected a folder for the clips, got {out}, which is a file; choose another --out")
+        raise InputError(f"expected a folder to write to, got {out}, which is a file; choose another --out")
     marker = out / SETTINGS
     if not out.exists() or (marker.exists() and marker.read_text() == request.text()):
         return
     if any(entry.name != SETTINGS and not entry.name.startswith(".") for entry in out.iterdir()):
         if other := _difference(request, marker):
             raise InputError(
-                f"expected the settings that the clips in {out} were made with, got another {other}; choose another "
+                f"expected the settings that {out} was made with, got another {other}; choose another "
                 "--out, or the same settings"
             )
         raise InputError(f"expected an empty or new folder, got {out}, which holds other files; choose another --out")
@@ -280,8 +287,9 @@ def _warn_if_unnoticed(request: Request, generator: Generator, clips: Clips) -> 
     if not (isinstance(before, Rows) and isinstance(after, Rows)):
         return
     if sense := guard.unnoticed([before], [after]):
+        one = called(kind_of(after), 1).partition(" ")[2]
         warnings.warn(
-            f"THE ADAPTER CHANGES NOTHING {sense}: with {' '.join(map(str, request.adapters))} the first clip differs "
+            f"THE ADAPTER CHANGES NOTHING {sense}: with {' '.join(map(str, request.adapters))} the first {one} differs "
             f"from the untuned one by less than {guard.SENSES[sense]}; try a larger --scale or tune longer",
             stacklevel=1,
         )

@@ -8,9 +8,10 @@ dragontune: tune, steer and judge generative media models with any reward
       --print_config shows the resolved recipe; with a guard section it stops before it over-optimises
   dragontune generate --model MODEL --prompt TEXT | --prompts FILE --out DIR
                       [--adapter RUN[:WEIGHT] ...] [--scale GAMMA] [--steer STEER.yaml] [--count N]
-                      [--seed N] [--steps N] [--guidance W]
-      make clips, with the adapter of a run, a mixture of several, or without; --steer makes better ones of an
-      untouched model by any reward, and says beforehand what that takes
+                      [--seed N] [--steps N] [--guidance W] [--precision bf16] [--seconds S | --height N --width N]
+                      [--offload] [--tiling]
+      make clips, images or videos, with the adapter of a run, a mixture of several, or without; --steer makes better
+      ones of an untouched model by any reward, and says beforehand what that takes
   dragontune score MEDIA_DIR --reward REWARD.yaml | FILE.py:NAME [--prompts FILE] [--json]
       any reward, or a function of yours, on a folder of files
   dragontune reference MEDIA_DIR | SONGS.m3u | CAPTIONS.txt --encoder NAME --out REF.safetensors
@@ -25,7 +26,8 @@ dragontune: tune, steer and judge generative media models with any reward
   dragontune doctor RECIPE.yaml
       check everything, estimate memory and time, run nothing
 
-MODEL is tiny-music or tiny-tokens (embedded), a local diffusers folder or a hub name.
+MODEL is tiny-music or tiny-tokens (embedded), a local diffusers folder or a hub name: docs/models.md; what an encoder's
+NAME can be: docs/encoders.md.
 `dragontune VERB --help` says more. Exit codes: 0 done, 1 a defect, 2 wrong input, 5 stopped on a number that is not
 finite, 75 interrupted with the state saved.
 """

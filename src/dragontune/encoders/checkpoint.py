@@ -31,9 +31,13 @@ from dragontune.errors import InputError
 HUB_FILES = ("*.json", "*.txt", "*.model")
 HUB_WEIGHTS = ("model.safetensors", "model-*.safetensors")
 WORDS = ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+ADDED = "added_tokens.json"
+WAYS = ("tokenizer_config.json", "special_tokens_map.json")
+"""How texts are cut, framed and filled up; none of it is needed."""
 PLACES = ("model", "processor", "weights")
 """Fields that say where files are: what is in them counts, not these."""
 VOLATILE = ("transformers_version", "architectures", "dtype", "torch_dtype", "auto_map", "tokenizer_class")
+VOLATILE_WAYS = ("name_or_path", "special_tokens_map_file", "tokenizer_file", "processor_class", "backend", "is_local")
 NO_WEIGHTS = ("masked_spec_embed", "position_ids", "token_type_ids", "relative_position_index", "num_batches_tracked")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
@@ -202,7 +206,11 @@ def contents(folder: Path) -> dict[str, object]:
     for name in ("config.json", "preprocessor_config.json", "processor_config.json"):
         if (folder / name).exists():
             found[name] = _lasting(read_json(folder, name))
-    for name in WORDS:
+    for name in WAYS:
+        if (folder / name).exists():
+            said = read_json(folder, name)
+            found[name] = _lasting({key: value for key, value in said.items() if key not in VOLATILE_WAYS})
+    for name in (*WORDS, ADDED):
         if (folder / name).exists():
             found[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
     return found

@@ -98,7 +98,13 @@ def _vectors(column: object) -> Iterator[Float[Tensor, " n width"]]:
     match column:
         case Tensor():
             if column.is_floating_point():
-                yield column.flatten(1, -2).mean(1) if column.ndim > 2 else column.view(len(column), -1)
+                match column.ndim:
+                    case 1:
+                        yield column[:, None]
+                    case 2:
+                        yield column
+                    case _:
+                        yield column.flatten(1, -2).mean(1)
         case Rows():
             for field in fields(column):
                 yield from _vectors(getattr(column, field.name))

@@ -21,6 +21,8 @@ between the parts stay in single precision."""
 
 SPARED = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts that text to media can do without."""
+SETTINGS = {"tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"}
+"""Files of a tokenizer that hold no vocabulary."""
 AUTOENCODER = ("vae", "vocoder")
 """Parts of pipelines between latents and media, which stay in single precision."""
 
@@ -153,7 +155,10 @@ class Checkpoint:
         """InputError if a part that the index names is not there: some libraries would make do without it."""
         for name, kind in self.read("model_index.json").items():
             wanted = isinstance(kind, list) and len(kind) == 2 and None not in kind and name not in others
-            if wanted and name not in ("scheduler", *SPARED) and not any((self.folder / name).glob("*")):
+            if not wanted or name in ("scheduler", *SPARED):
+                continue
+            files = {file.name for file in (self.folder / name).glob("*")}
+            if not files - (SETTINGS if name.startswith("tokenizer") else set()):
                 raise InputError(f"expected {name} in {self.folder}, which its index names, got none; restore it")
 
 

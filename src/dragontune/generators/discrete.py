@@ -6,10 +6,14 @@ clipping and thresholding of what is predicted, networks that predict the data i
 """
 
 from collections.abc import Mapping
+from math import inf, log
 from types import MappingProxyType
 from typing import Any, Literal
 
+import torch
 from diffusers import schedulers
+from jaxtyping import Float
+from torch import Tensor
 
 from dragontune.errors import InputError
 from dragontune.generators.checkpoint import Checkpoint
@@ -26,8 +30,8 @@ ODD = (
     *("clip_sample", "thresholding", "use_dynamic_shifting"),
 )
 LEAST = 2.0**-24
-"""The smallest product, as diffusers has it where a schedule is rescaled to begin with nothing but noise (Lin et al.
-2024)."""
+"""The smallest product where a schedule is rescaled to begin with nothing but noise (Lin et al. 2024), as diffusers has
+it."""
 PREDICTIONS: dict[str, Literal["epsilon", "velocity"]] = {"epsilon": "epsilon", "v_prediction": "velocity"}
 
 
@@ -47,8 +51,13 @@ def discrete(checkpoint: Checkpoint, forced: Mapping[str, object] = MappingProxy
     scheduler = getattr(schedulers, kind).from_config(said)
     config = dict(scheduler.config)
     _check(config, checkpoint)
+    products = scheduler.alphas_cumprod
+    if config.get("rescale_betas_zero_snr"):
+        products = products.clamp(min=LEAST)
+    clipped = config["lambda_min_clipped"] if kind == "DPMSolverMultistepScheduler" else -inf
+    _check_levels(products, clipped, checkpoint)
     return Discrete(
-        scheduler.alphas_cumprod.clamp(min=LEAST),
+        products,
         config["timestep_spacing"],
         config["steps_offset"],
         to_clean=_to_clean(kind, config),
@@ -72,6 +81,22 @@ def _check(config: dict[str, Any], checkpoint: Checkpoint) -> None:
         raise InputError(f"expected prediction_type {' or '.join(PREDICTIONS)} in {file}, got {prediction}; correct it")
     if config.get("rescale_betas_zero_snr") and prediction == "epsilon":
         raise InputError(f"expected v_prediction where nothing but noise is left at first, got epsilon in {file}")
+
+
+def _check_levels(products: Float[Tensor, " N"], clipped: float, checkpoint: Checkpoint) -> None:
+    """InputError if there are times without any of the data, or some below `clipped`, which are never visited."""
+    file, least = checkpoint.folder / CONFIG, products.min().item()
+    if not torch.finfo(torch.float32).tiny <= least < 1:
+        raise InputError(
+            f"expected betas in {file} that add noise but leave some of the data at every time, got a share of "
+            f"{least:.4g}; correct them"
+        )
+    lowest = log(least / (1 - least)) / 2
+    if lowest < clipped:
+        raise InputError(
+            f"expected a scheduler that visits every noise level, down to log(alpha / sigma) = {lowest:.4g}, got "
+            f"lambda_min_clipped {clipped} in {file}; leave it out"
+        )
 
 
 def _to_clean(kind: str, config: dict[str, Any]) -> bool:

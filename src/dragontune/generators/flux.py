@@ -8,13 +8,13 @@ negative prompts, another prompt for T5, prompts that are pictures (IP-Adapter),
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from dragontune.errors import InputError
@@ -34,6 +34,8 @@ USUAL = 128
 """Latent rows and columns, as the pipeline has them; the network does not say."""
 PATCH = 2
 """Latent rows and columns in a token."""
+SCALE = 1000
+"""By which the network multiplies times and guidance before it makes waves of them."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -63,14 +65,15 @@ class Flux(PipelineGenerator[FluxPipeline]):
         """The flow. A token is a square of latent places."""
         packed = pixel_unshuffle(noisy, PATCH)
         texts, images = self.places
+        told = [t, torch.full_like(t, GUIDANCE)] if self.network.config["guidance_embeds"] else [t]
         flow = self.network(
             packed.flatten(2).transpose(1, 2),
             encoder_hidden_states=condition.tokens,
-            pooled_projections=condition.pooled,
+            pooled_projections=torch.cat([condition.pooled.to(t), SCALE * torch.stack(told, 1)], 1),
             timestep=t,  # pyright: ignore[reportArgumentType] - whole times, says diffusers, and gives real ones
             img_ids=images,
             txt_ids=texts,
-            guidance=torch.full_like(t, GUIDANCE) if self.network.config["guidance_embeds"] else None,
+            guidance=told[1] if len(told) > 1 else None,
             return_dict=False,
         )[0]
         return pixel_shuffle(flow.transpose(1, 2).unflatten(2, packed.shape[2:]), PATCH)
@@ -92,6 +95,7 @@ def open_generator(checkpoint: Checkpoint) -> Flux:
             f"{config['in_channels']} to {config['out_channels']} in patches of {config['patch_size']}; use a "
             "text-to-image model"
         )
+    _tell_exactly(pipeline.transformer)
     return Flux(
         checkpoint=checkpoint,
         pipeline=pipeline,
@@ -100,3 +104,20 @@ def open_generator(checkpoint: Checkpoint) -> Flux:
         latent_shape=shape,
         prediction="flow",
     )
+
+
+def _tell_exactly(network: FluxTransformer2DModel) -> None:
+    """Let the network hear times and guidance as they are, for which bfloat16, its own, is too coarse.
+
+    They come as columns after the pooled vector, which reaches `time_text_embed` as it was given; without such columns
+    the network is as ever.
+    """
+    network.time_text_embed.register_forward_pre_hook(partial(_take_over, network.config["pooled_projection_dim"]))
+
+
+def _take_over(width: int, _: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+    """What comes after the first `width` columns of the last input, in place of those before it."""
+    pooled = inputs[-1]
+    if pooled.shape[1] <= width:
+        return None
+    return (*pooled[:, width:].unbind(1), pooled[:, :width].contiguous())

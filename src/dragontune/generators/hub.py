@@ -28,7 +28,7 @@ def download(name: str, patterns: Sequence[str], what: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=VARIANTS))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise InputError(
             f"expected {what} or a hub name, got {name}, which is neither here nor to be had from the hub ({reason}); "
             "check the name, the connection and whether it asks for a login"

@@ -139,6 +139,8 @@ class PipelineGenerator(Adapted, Generic[P]):
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> Rows:
         """The condition, one row a prompt. With `plan.offload` each prompt is encoded once and kept in main memory."""
+        if not prompts:
+            return self.encode_prompts([""])[torch.tensor([], dtype=torch.long)]
         if not self.checkpoint.plan.offload:
             return self.condition(prompts)
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._said]
@@ -149,7 +151,7 @@ class PipelineGenerator(Adapted, Generic[P]):
                 for i, prompt in enumerate(some):
                     self._said[prompt] = _moved(rows[torch.tensor([i])], torch.device("cpu"))
         said = [self._said[prompt] for prompt in prompts]
-        return _moved(type(said[0]).join(said), self.device) if said else self.condition([])
+        return _moved(type(said[0]).join(said), self.device)
 
     def denoise(
         self, noisy: Float[Tensor, " n *latent"], t: Float[Tensor, " n"], condition: Rows

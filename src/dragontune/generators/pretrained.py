@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from logging import CRITICAL
 from pathlib import Path
+from pickle import UnpicklingError  # the name of what must not happen, not the format
 from typing import get_args
 
 import torch
@@ -180,7 +182,7 @@ def _readable(folder: Path, allow_pickle: bool) -> Iterator[None]:
             yield
     except InputError:
         raise
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         reason = str(error).strip().partition("\n")[0]
@@ -200,12 +202,17 @@ def _refuse_pickles(folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Loading from a disk is too quick for progress bars."""
+    """Loading from a disk is too quick for progress bars, and what is wrong is said once, by us."""
     shown = [library for library in (diffusers_logging, transformers_logging) if library.is_progress_bar_enabled()]
+    levels = [(library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)]
     for library in shown:
         library.disable_progress_bar()
+    for library, _ in levels:
+        library.set_verbosity(CRITICAL)
     try:
         yield
     finally:
+        for library, level in levels:
+            library.set_verbosity(level)
         for library in shown:
             library.enable_progress_bar()

@@ -138,6 +138,8 @@ def open_generator(checkpoint: Checkpoint) -> StableAudio:
     """
     schedule = _schedule(checkpoint)
     pipeline = checkpoint.open(StableAudioPipeline)
+    if checkpoint.precision != "float32":
+        _tell_exactly(pipeline.transformer, checkpoint.device)
     codec, config = oobleck(pipeline.vae, checkpoint), pipeline.transformer.config
     shape = (config["in_channels"], config["sample_size"])
     longest = config["sample_size"] * codec.stride / codec.sample_rate
@@ -165,6 +167,12 @@ def oobleck(vae: AutoencoderOobleck, checkpoint: Checkpoint) -> OobleckCodec:
         vae.enable_slicing()
         vae.enable_tiling()
     return OobleckCodec(vae, vae.config["sampling_rate"], vae.config["audio_channels"], vae.hop_length)
+
+
+def _tell_exactly(network: StableAudioDiTModel, device: torch.device) -> None:
+    """Make the waves of times in single precision: in bfloat16 the first of many steps are all at the same time."""
+    waves = network.time_proj.float()  # the network rounds times to what the first of its weights, these, are in
+    waves.forward = torch.autocast(device.type, enabled=False)(waves.forward)
 
 
 def _schedule(checkpoint: Checkpoint) -> ExponentialCosine:

@@ -14,6 +14,10 @@ from dragontune.training import files
 from dragontune.training.checkpoint import Checkpoints, Record
 from dragontune.training.tracking import Log
 
+CLASS = ".class_path"
+SHOWN, LETTERS = 3, 60
+"""How many changes of a recipe a message names, and how much of each value."""
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -102,10 +106,11 @@ class RunFolder:
                 f"expected an empty or new folder for the run, got {self.path}, which holds another run; "
                 "add --resume to go on with that one, or choose another --out"
             )
-        elif (line := _difference(json.loads(self._marker.read_text()), fixed)) is not None:
+        elif changes := _changes(json.loads(self._marker.read_text()), fixed):
+            shown, more = "; ".join(changes[:SHOWN]), len(changes) - SHOWN
             raise InputError(
-                f"expected the recipe that {self.path} was started with, got another ({line}); "
-                f"resume with {self.recipe}, or choose another --out"
+                f"expected the recipe that {self.path} was started with, got another ({shown}"
+                f"{f'; and {more} more' if more > 0 else ''}); resume with {self.recipe}, or choose another --out"
             )
 
     def claim(self, recipe: str, fixed: str) -> None:
@@ -142,8 +147,31 @@ class RunFolder:
         return [json.loads(line) for line in lines]
 
 
-def _difference(before: str, now: str) -> str | None:
-    """The first line of one text that the other has not."""
-    old, new = before.splitlines(), now.splitlines()
-    changed = [line for line in new if line not in old] + [line for line in old if line not in new]
-    return None if old == new else (changed or ["the order of its lines"])[0].strip()
+def _changes(before: str, now: str) -> list[str]:
+    """Fields of two recipes in JSON that differ, in order, as in `size.height: 32 before, 16 now`."""
+    if before == now:
+        return []
+    old, new = (_fields(json.loads(text)) for text in (before, now))
+    names = [name for name in dict.fromkeys([*old, *new]) if old.get(name) != new.get(name)]
+    others = [name.removesuffix(CLASS) for name in names if name.endswith(CLASS)]  # where all the rest may differ
+    names = [name for name in names if not any(name.startswith(o) and name != f"{o}{CLASS}" for o in others)]
+    said = [f"{name.removesuffix(CLASS)}: {_value(old, name)} before, {_value(new, name)} now" for name in names]
+    return said or ["fields that say nothing"]
+
+
+def _fields(value: object, name: str = "") -> dict[str, object]:
+    """The values of a recipe by their names with their sections."""
+    if not isinstance(value, dict):
+        return {name: value}
+    found: dict[str, object] = {}
+    for key, member in value.items():
+        found |= _fields(member, name if key == "init_args" else f"{name}.{key}" if name else str(key))
+    return found
+
+
+def _value(fields: dict[str, object], name: str) -> str:
+    value = fields.get(name)
+    if name.endswith(CLASS) and isinstance(value, str):
+        value = value if ".py:" in value else value.rpartition(".")[2]
+    said = "nothing" if value is None else value if isinstance(value, str) else json.dumps(value)
+    return said if len(said) <= LETTERS else f"{said[:LETTERS]}..."
