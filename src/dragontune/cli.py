@@ -9,19 +9,17 @@ import dataclasses
 import difflib
 import importlib
 import json
-import os
 import pkgutil
 import pydoc
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dragontune.commands.help import HELP
-from dragontune.commands.options import Options
+from dragontune.commands.options import Options, speak_plainly
 from dragontune.errors import InputError, InterruptedRun, NonFiniteError
 
 if TYPE_CHECKING:
@@ -61,7 +59,7 @@ def run(arguments: Sequence[str]) -> int:
         print(version("dragontune"))
         return 0
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    _speak_plainly()
+    speak_plainly()
     try:
         _verb(arguments[0])(list(arguments[1:]))
     except InputError as error:
@@ -376,15 +374,6 @@ def _import_parts() -> None:
         for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(module.name)
     importlib.import_module("dragontune.losses")
-
-
-def _speak_plainly() -> None:
-    """Our own warnings as one line each; other packages' not at all."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    warnings.filterwarnings("ignore")
-    warnings.filterwarnings("always", module=r"dragontune\.")
-    warnings.showwarning = lambda message, *_: print(f"dragontune: warning: {message}", file=sys.stderr)
 
 
 def _storage(error: Exception) -> int:
