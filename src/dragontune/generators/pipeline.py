@@ -21,9 +21,6 @@ Prediction = Literal["clean", "epsilon", "velocity", "flow"]
 """What a network says of x = alpha x_0 + sigma eps: `clean` the data itself, `epsilon` the noise, `velocity` alpha
 eps - sigma x_0 (Salimans & Ho 2022), `flow` eps - x_0."""
 
-TEXTS_AT_ONCE = 8
-"""Prompts that are encoded together where each is encoded once."""
-
 
 class Adapted(Generator):
     """A generator whose denoiser is `network`, with an adapter, and which computes in `precision`."""
@@ -145,11 +142,8 @@ class PipelineGenerator(Adapted, Generic[P]):
             return self.condition(prompts)
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._said]
         with self._text_encoders_in_place(bool(new)):
-            for start in range(0, len(new), TEXTS_AT_ONCE):
-                some = new[start : start + TEXTS_AT_ONCE]
-                rows = self.condition(some)
-                for i, prompt in enumerate(some):
-                    self._said[prompt] = _moved(rows[torch.tensor([i])], torch.device("cpu"))
+            for prompt in new:  # alone, so that its bits do not depend on when it was first met: a run may be resumed
+                self._said[prompt] = _moved(self.condition([prompt]), torch.device("cpu"))
         said = [self._said[prompt] for prompt in prompts]
         return _moved(type(said[0]).join(said), self.device)
 
