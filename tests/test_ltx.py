@@ -184,7 +184,7 @@ def test_a_size_whose_shift_leaves_no_times_is_refused(folder):
     [
         (Size(frames=6), "a multiple of 2 frames, .* got 6, 32 and 64"),
         (Size(width=60), "a width in steps of 8, got 5, 32 and 60"),
-        (Size(seconds=3.0), "only frames, height, width, fps for a model of videos, got seconds"),
+        (Size(seconds=3.0), "only frames, height, width, fps in size for a model of videos, got seconds"),
     ],
 )
 def test_sizes_that_cannot_be(folder, size, message):

@@ -46,7 +46,7 @@ def algorithms(place: Path, generator: Generator) -> dict[str, Algorithm]:
         "draft": Draft(generator, Alignment(clap), sampler=SAMPLER, last=2, micro_batch=6),
         "draft-lv": DraftLv(generator, Alignment(clap), sampler=SAMPLER, micro_batch=6),
         "ddpo": Ddpo(generator, Alignment(clap), sampler=NOISY, micro_batch=24),
-        "vard": Vard(generator, Alignment(clap), sampler=NOISY, micro_batch=40, value_rollouts=30),
+        "vard": Vard(generator, Alignment(clap), sampler=NOISY, micro_batch=40, value_rollouts=30, value_steps=10),
     }
 
 
@@ -113,6 +113,7 @@ evaluation: {{prompts: prompts.txt, count: 4, subset: 2, players: 1, micro_batch
 @pytest.fixture
 def recipe(place, tmp_path, monkeypatch) -> str:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "500")
     (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS))
     (tmp_path / "recipe.yaml").write_text(RECIPE.format(place=place))
     return "recipe.yaml"

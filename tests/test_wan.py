@@ -218,7 +218,7 @@ def test_what_is_asked_for_is_what_it_makes(folder):
     generator = opened(folder, Size(frames=9, height=32, fps=16.0))
     assert generator.latent_shape == (4, 3, 4, 4)
     assert generator.sample_rate == 16
-    with pytest.raises(InputError, match="only frames, height, width, fps for a model of videos, got seconds"):
+    with pytest.raises(InputError, match="only frames, height, width, fps in size for a model of videos, got seconds"):
         opened(folder, Size(seconds=2.0))
 
 

@@ -110,9 +110,9 @@ class Vard(Algorithm[Climb, Climb]):
         return max(pairs, self.value_rollouts)
 
     def rehearsal(self, rows: int, share: float) -> "Vard":
-        """With fewer rollouts for the value, whose states are all kept while it is fitted."""
+        """With fewer rollouts for the value, whose states are all kept while it is fitted, in two steps."""
         rollouts = max(FEWEST_ROLLOUTS, round(self.value_rollouts * share))
-        return replace(self, micro_batch=rows, value_rollouts=rollouts)
+        return replace(self, micro_batch=rows, value_rollouts=rollouts, value_steps=min(2, self.value_steps))
 
     @torch.no_grad()
     def collect(self, prompts: Sequence[str], key: Key) -> tuple[Climb, Metrics]:

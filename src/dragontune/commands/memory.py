@@ -6,6 +6,7 @@ PyTorch has allocated, elsewhere the bytes of all tensors. Left out: what operat
 fragmentation, other programs, and rewards whose memory grows faster than the number of items.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -172,7 +173,8 @@ def _round(
     small, key = algorithm.rehearsal(together, items / loop.pairs), Key(0).fold("memory")
     asked, weights = [prompts[i % len(prompts)] for i in range(items)], list(algorithm.parameters())
     small.memory().clear()
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what so small a round finds of the reward means nothing
         (experience, _), generating = meter.measure(lambda: small.collect(asked, key))
         batch = torch.arange(min(items, len(experience)))
         prepared, preparing = meter.measure(lambda: small.prepare(experience[batch], key))
