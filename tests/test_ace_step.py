@@ -66,6 +66,7 @@ def test_lyrics_follow_a_line_that_says_so():
     assert parse("slow pop\n[lyrics]\n[verse]\nla la") == ("slow pop", "[verse]\nla la", "en")
     assert parse(PROMPTS[1]) == ("a jig", "[verse]\nIm Frühtau zu Berge", "de")
     assert parse("[lyrics]\nla") == ("", "la", "en")
+    assert parse(r"slow pop\n[lyrics de]\nla\nlo") == ("slow pop", "la\nlo", "de")
 
 
 @pytest.mark.parametrize("steps", [1, 8, 30])

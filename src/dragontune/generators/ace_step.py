@@ -131,7 +131,8 @@ class RealTokens(AceStepAttnProcessor2_0):
 
 
 def parse(prompt: str) -> tuple[str, str, str]:
-    """Caption, lyrics and the lyrics' language of a prompt."""
+    """Caption, lyrics and the lyrics' language of a prompt, whose lines may also end in a backslash and an n."""
+    prompt = prompt.replace("\\n", "\n")
     found = LYRICS.search(prompt)
     if found is None:
         return prompt, "", "en"
