@@ -64,6 +64,7 @@ class RunFolder:
         Raises:
             InputError: it is a file, cannot be written, or is in use.
         """
+        new = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -85,6 +86,9 @@ class RunFolder:
             ) from error
         finally:
             os.close(handle)
+            if new:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()  # of a recipe that was refused; what holds something stays
 
     def check(self, fixed: str, resume: bool) -> None:
         """Whether this recipe may be run here; call it within `held`.
