@@ -127,7 +127,9 @@ def forecast(algorithm: Algorithm[Any, Any], loop: Loop, prompts: Sequence[str],
     meter = Meter(algorithm.generator.device)
     small = _round(algorithm, loop, prompts, meter, items, *few)
     wide = _round(algorithm, loop, prompts, meter, items, *more)
-    while more[0] < together and _flat(small, wide, meter.resident):
+    flat = _flat(small, wide, meter.resident)
+    while more[0] < together and flat:
+        flat = _flat(small, wide, meter.resident)  # once more after it was, so that both points lie behind the bend
         items, few, more = max(items, 2 * more[0]), (more[0], few[1]), (min(2 * more[0], together), more[1])
         small = _round(algorithm, loop, prompts, meter, items, *few)
         wide = _round(algorithm, loop, prompts, meter, items, *more)
