@@ -19,6 +19,7 @@ from dragontune.encoders.clip import Clip
 from dragontune.encoders.laion_clap import Clap
 from dragontune.encoders.mert import Mert
 from dragontune.errors import InputError
+from dragontune.generators import hub
 from dragontune.media.audio import Audio
 from dragontune.reference import Reference
 from dragontune.rewards.frechet import SetFrechet
@@ -115,11 +116,11 @@ def test_a_hub_name_without_network(monkeypatch):
 def test_the_hub_is_asked_for_a_pickle_only_by_its_name(monkeypatch, tmp_path):
     asked = []
 
-    def download(model, allow_patterns):
+    def download(model, allow_patterns, ignore_patterns):
         asked.append((model, allow_patterns))
         return str(save_mert(tmp_path / str(len(asked))))
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     Mert("m-a-p/MERT-v1-95M", weights="pytorch_model.bin").embed(clips(1))
     Mert("m-a-p/MERT-v1-95M").embed(clips(1))
     assert "pytorch_model.bin" in asked[0][1]

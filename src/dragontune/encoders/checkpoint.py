@@ -6,7 +6,6 @@ half precision (weights are read as float32).
 
 import hashlib
 import json
-import re
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -27,6 +24,7 @@ from torch import Tensor, nn
 from dragontune.encoders.base import Encoder
 from dragontune.encoders.fingerprint import fingerprint
 from dragontune.errors import InputError
+from dragontune.generators import hub
 
 HUB_FILES = ("*.json", "*.txt", "*.model")
 HUB_WEIGHTS = ("model.safetensors", "model-*.safetensors")
@@ -94,16 +92,9 @@ def find(model: str, weights: str | None = None) -> Path:
     local = Path(model).expanduser()
     if local.is_dir():
         return local
-    if local.exists() or not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", model):
+    if local.exists() or not hub.named(model):
         raise InputError(f"expected the folder of a checkpoint or a hub name (owner/model), got {model}; check it")
-    try:
-        return Path(snapshot_download(model, allow_patterns=[*HUB_FILES, *([weights] if weights else HUB_WEIGHTS)]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"expected the folder of a checkpoint or a hub name, got {model}, which is neither here nor to be had from "
-            f"the hub ({reason}); check the name, the connection and whether the model asks for a login"
-        ) from error
+    return hub.download(model, [*HUB_FILES, *([weights] if weights else HUB_WEIGHTS)], "the folder of a checkpoint")
 
 
 def load(folder: Path, kind: str, weights: str | None = None, kinds: tuple[str, ...] = ()) -> Any:  # noqa: ANN401

@@ -67,9 +67,12 @@ class AudioCodec(Codec):
 
     def settings(self) -> dict[str, object]:
         """The network's configuration, the sample rate and the stride."""
-        own = dict(getattr(self.network, "config", {}))
-        settings = {key: value for key, value in own.items() if not key.startswith("_")}
-        return {**settings, "sample_rate": self.sample_rate, "stride": self.stride}
+        return {**configuration(self.network), "sample_rate": self.sample_rate, "stride": self.stride}
+
+
+def configuration(network: nn.Module) -> dict[str, object]:
+    """What a network of diffusers was made with."""
+    return {key: value for key, value in dict(getattr(network, "config", {})).items() if not key.startswith("_")}
 
 
 def audio_of(media: Media) -> Audio:

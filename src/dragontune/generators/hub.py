@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -16,7 +17,7 @@ def named(text: str) -> bool:
 
 
 VARIANTS = ["*.fp16.*", "*.bf16.*", "*.non_ema.*", "*/openvino_*", "*/flax_*"]
-"""Other copies of the same weights, which are left where they are."""
+"""Other copies of the same weights, which are left where they are unless a pattern names them."""
 
 
 def download(name: str, patterns: Sequence[str], what: str) -> Path:
@@ -25,8 +26,9 @@ def download(name: str, patterns: Sequence[str], what: str) -> Path:
     Raises:
         InputError: it is not to be had.
     """
+    others = [variant for variant in VARIANTS if not any(fnmatch(pattern, variant) for pattern in patterns)]
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=VARIANTS))
+        return Path(snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=others))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().partition("\n")[0].partition(". ")[0]
         raise InputError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from dragontune.data import Media
 from dragontune.errors import InputError
 from dragontune.generators.checkpoint import Checkpoint, Size, frozen
-from dragontune.generators.codec import Codec
+from dragontune.generators.codec import Codec, configuration
 from dragontune.media.image import Images
 from dragontune.media.kinds import expect
 
@@ -70,7 +70,7 @@ class ImageCodec(Codec):
 
     def settings(self) -> dict[str, object]:
         """The network's configuration."""
-        return {key: value for key, value in self.vae.config.items() if not key.startswith("_")}
+        return configuration(self.vae)
 
     def shape(self, size: Size, height: int, width: int, step: int = 1) -> tuple[int, int, int]:
         """Of latents for images of a size, by default `height` and `width`; the network takes them in steps of `step`.

@@ -22,6 +22,7 @@ from torch import Tensor
 from dragontune.data import Media, Rows
 from dragontune.errors import InputError
 from dragontune.generators.checkpoint import Checkpoint, frozen
+from dragontune.generators.codec import configuration
 from dragontune.generators.flow_schedule import TRAINING_TIMES, flow_schedule
 from dragontune.generators.pipeline import PipelineGenerator
 from dragontune.generators.video_codec import VideoCodec, VideoSize, latent_sides, video_of, video_size
@@ -76,7 +77,7 @@ class LtxCodec(VideoCodec):
 
     def settings(self) -> dict[str, object]:
         """The network's configuration and the frame rate."""
-        own = {key: value for key, value in self.vae.config.items() if not key.startswith("_")}
+        own = configuration(self.vae)
         return {**own, "fps": self.fps}
 
     def _decoded(self, latents: Tensor) -> Tensor:

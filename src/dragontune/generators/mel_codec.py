@@ -20,7 +20,7 @@ from transformers.audio_utils import mel_filter_bank
 from dragontune.data import Media
 from dragontune.errors import InputError
 from dragontune.generators.checkpoint import Checkpoint, frozen
-from dragontune.generators.codec import AudioCodec, audio_of, match, whole_frames
+from dragontune.generators.codec import AudioCodec, audio_of, configuration, match, whole_frames
 from dragontune.media.audio import Audio
 
 RATE, HOP, FFT, BANDS = 16_000, 160, 1024, 64
@@ -94,7 +94,7 @@ class MelCodec(AudioCodec):
 
     def settings(self) -> dict[str, object]:
         """The network's configuration, and how spectrograms are made."""
-        own = {key: value for key, value in self.vae.config.items() if not key.startswith("_")}
+        own = configuration(self.vae)
         return {**own, "rate": RATE, "hop": HOP, "fft": FFT, "bands": BANDS, "least": LEAST}
 
     def seconds(self, sample_size: int, checkpoint: Checkpoint) -> float:
