@@ -28,6 +28,7 @@ from typing import Any
 
 import yaml
 
+from dragontune.commands import parsing
 from dragontune.embedded import locate
 
 HERE = Path(__file__).parent
@@ -215,21 +216,21 @@ class Workbench:
 def workbench() -> Workbench:
     import torch
 
-    from dragontune import Lora, cli, load
+    from dragontune import Lora, load
     from dragontune.evaluation.evaluate import Evaluation
     from dragontune.evaluation.generations import Making
     from dragontune.rewards.base import Reward
     from dragontune.seeding import Key
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    cli._import_parts()
+    parsing.import_parts()
     plan = Plan.read()
     settings, shared = plan.content["evaluation"], plan.content["shared"]
     prompts = Evaluation(settings["prompts"], count=settings["count"]).read()
     clap = once()
-    rewards = {name: cli._make(Reward, "reward", value) for name, value in plan.rewards.items()}
+    rewards = {name: parsing.make(Reward, "reward", value) for name, value in plan.rewards.items()}
     rewards = {name: shared_encoder(reward, clap) for name, reward in rewards.items()}
-    sampler = cli._sampler(shared)
+    sampler = parsing.sampler(shared)
     key = Key(settings["seed"]).fold("evaluation").fold("noise")
     generator = load(shared["model"], Lora(**shared["lora"]))
     making = Making(generator, sampler, prompts, rewards, 50, key, lambda *_: None)

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from dragontune import cli
+from dragontune.commands import parsing
 from dragontune.costs import Costs
 from dragontune.data import Samples
 from dragontune.errors import InputError
@@ -327,7 +328,7 @@ def test_wrong_arguments_are_one_sentence(workplace, capsys, arguments, words):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_the_recipes_that_ship_are_small(path):
-    steer, said = cli._read_steer(path)
+    steer, said = parsing.read_steer(path)
     steered = steer.over(steer.walked(Sampler(guidance=2.0)))
     plain = steered.sampler.calls(1)
     spent = steered.costs(1, Key(0).fold("generate"))

@@ -3,6 +3,7 @@
 import yaml
 
 from dragontune import cli
+from dragontune.commands import parsing
 from dragontune.encoders.log_mel import LogMel
 from dragontune.rewards.aesthetics import FINE, Aesthetics
 from dragontune.rewards.base import Reward
@@ -10,8 +11,8 @@ from small_runs import make_workplace
 
 
 def made(settings: dict) -> Reward:
-    cli._import_parts()
-    return cli._make(Reward, "reward", settings)
+    parsing.import_parts()
+    return parsing.make(Reward, "reward", settings)
 
 
 def test_the_encoder_named_in_a_recipe_is_that_encoder():

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dragontune import cli
-from dragontune.commands import shorthand
+from dragontune.commands import parsing, shorthand
 from dragontune.rewards import source
 from own_files import REWARDS, own_files
 from small_runs import make_workplace
@@ -186,7 +186,7 @@ def test_a_function_beside_its_recipe(workplace, monkeypatch, capsys):
     shutil.move(path, "inside/mine.yaml")
     (workplace / "inside" / "beside_me.py").write_text("def f(media, prompts):\n    return media.loudness()\n")
     for name in ("inside/mine.yaml", str(workplace / "inside/mine.yaml")):
-        _, text, fixed = cli._read_recipe(Path(name), [])
+        _, text, fixed = parsing.read_recipe(Path(name), [])
         assert yaml.safe_load(text)["reward"]["init_args"]["function"] == "inside/beside_me.py:f"
         assert json.loads(fixed)["reward"]["init_args"]["function"] == "inside/beside_me.py:f"
     with pytest.raises(SystemExit):
@@ -195,7 +195,7 @@ def test_a_function_beside_its_recipe(workplace, monkeypatch, capsys):
     assert "class_path: my_rewards.py:Quiet" in printed
     assert source.PREFIX not in printed
     monkeypatch.chdir(workplace / "inside")
-    _, text, _ = cli._read_recipe(Path("mine.yaml"), ["--reward=../my_rewards.py:level"])
+    _, text, _ = parsing.read_recipe(Path("mine.yaml"), ["--reward=../my_rewards.py:level"])
     assert yaml.safe_load(text)["reward"]["init_args"]["function"] == "../my_rewards.py:level"
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from dragontune import cli
+from dragontune.commands import parsing
 from dragontune.embedded import ASSETS
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -13,7 +14,7 @@ RECIPES += sorted((Path(__file__).parents[1] / "recipes" / "models").glob("*.yam
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_it_can_be_read(path):
-    recipe, text, _ = cli._read_recipe(path, [])
+    recipe, text, _ = parsing.read_recipe(path, [])
     assert recipe.loop.rounds >= 1
     assert "class_path" in text
 

@@ -18,6 +18,7 @@ from dragontune.algorithms.draft import Draft
 from dragontune.algorithms.objectives import Capped, Maximise, Objective
 from dragontune.algorithms.refl import Refl
 from dragontune.algorithms.slopes import Judge, floats, rebuilt
+from dragontune.commands import parsing
 from dragontune.data import Samples
 from dragontune.encoders.base import Embeddings, Encoder
 from dragontune.encoders.clap import TinyClap
@@ -472,7 +473,7 @@ def test_an_objective_in_a_recipe_is_the_one_that_is_named(tmp_path, monkeypatch
     text = RECIPE.replace("{class_path: REWARD}", reward).replace("ALGORITHM", "Refl")
     objective = "sampler: {steps: 3}, objective: {class_path: Capped, init_args: {value: 0.7}}"
     (tmp_path / "refl.yaml").write_text(text.replace("sampler: {steps: 3}", objective))
-    recipe, _, _ = cli._read_recipe(tmp_path / "refl.yaml", [])
+    recipe, _, _ = parsing.read_recipe(tmp_path / "refl.yaml", [])
     made = recipe.build()
     assert isinstance(made, Refl)
     assert made.objective == Capped(0.7, 1.0)

@@ -1,43 +1,20 @@
-"""The command line: what is typed becomes constructor arguments. The only file that knows jsonargparse.
+"""The command line: which verbs there are, what each may be given, and which exit code it ends with.
 
 Nothing heavy is imported before it is known which verb was asked for, so `--help` answers at once. What can go wrong is
 turned into exit codes here: 0 done, 1 a defect, 2 wrong input, 5 not finite, 75 interrupted and resumable.
 """
 
-import argparse
 import dataclasses
 import difflib
-import importlib
-import json
-import pkgutil
-import pydoc
 import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
 
 from dragontune.commands.help import HELP
 from dragontune.commands.options import Options, speak_plainly
 from dragontune.errors import InputError, InterruptedRun, NonFiniteError
-
-if TYPE_CHECKING:
-    import jsonargparse
-
-    from dragontune.commands.recipe import Recipe
-    from dragontune.commands.steer import Steer
-    from dragontune.encoders.base import Encoder
-    from dragontune.sampling import Sampler
-
-T = TypeVar("T")
-
-FREE = ("evaluation", "trackers", "plan")
-FREE_IN_LOOP = ("rounds", "micro_batch", "checkpoint_every", "keep", "sample_every", "sample_count")
-"""What may change between the parts of one run without changing its course."""
-NOTHING = {"seconds": None, "height": None, "width": None, "frames": None, "fps": None}
-NEWER = {"guard": None, "precision": "float32", "start": None, "size": NOTHING, "family": None, "allow_pickle": False}
-"""Fields with the defaults that they have in runs which were started before there were such fields."""
 
 
 def main() -> int:
@@ -104,7 +81,9 @@ def _tune(argv: list[str]) -> None:
     options.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<recipe name>)")
     options.add_argument("--resume", action="store_true", help="go on with the run in that folder, or start it")
     given, overrides = options.parse_known_args(argv)
-    recipe, text, fixed = _read_recipe(given.recipe, overrides)
+    from dragontune.commands import parsing
+
+    recipe, text, fixed = parsing.read_recipe(given.recipe, overrides)
     out = given.out or Path("runs") / given.recipe.stem
     again = shlex.join(["dragontune", "tune", str(given.recipe), "--out", str(out), "--resume", *overrides])
     from dragontune.commands.tune import tune
@@ -118,7 +97,9 @@ def _doctor(argv: list[str]) -> None:
     options.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<recipe name>)")
     options.add_argument("--memory", type=float, metavar="GIB", help="must be enough (default: what the device has)")
     given, overrides = options.parse_known_args(argv)
-    recipe, _, _ = _read_recipe(given.recipe, overrides)
+    from dragontune.commands import parsing
+
+    recipe, _, _ = parsing.read_recipe(given.recipe, overrides)
     from dragontune.commands.doctor import doctor
 
     doctor(recipe, given.out or Path("runs") / given.recipe.stem, given.memory)
@@ -139,17 +120,17 @@ def _evaluate(argv: list[str]) -> None:
     if options.parse_known_args(argv)[0].model is not None:
         opening.add_options(options)
     given, overrides = options.parse_known_args(argv)
-    from dragontune.commands import evaluate
+    from dragontune.commands import evaluate, parsing
 
     named = evaluate.of_model(given.run, given.model, given.steer, given.out, given.seed, overrides)
-    steer = _read_steer(given.steer)[0] if given.steer else None
+    steer = parsing.read_steer(given.steer)[0] if given.steer else None
     if named and steer:
         text = given.steer.read_text("utf-8")
         opened = opening.from_options(given, given.model, [])
         return evaluate.evaluate_model(opened, steer, text, given.prompts, given.out, given.seed or 0)
     if not (given.run / "recipe.yaml").is_file():
         raise InputError(f"expected the folder of a run, got {given.run} without recipe.yaml in it; check the path")
-    recipe, _, _ = _read_recipe(given.run / "recipe.yaml", overrides)
+    recipe, _, _ = parsing.read_recipe(given.run / "recipe.yaml", overrides)
     return evaluate.evaluate(given.run, recipe, given.prompts, given.out, steer)
 
 
@@ -172,7 +153,7 @@ def _generate(argv: list[str]) -> None:
 
     opening.add_options(options)
     given = options.parse_args(argv)
-    _import_parts()
+    from dragontune.commands import parsing
     from dragontune.commands.generate import Adapter, Request, first_sampler, fitting, generate, origin
     from dragontune.commands.recipe import read_prompts
     from dragontune.sampling import Sampler
@@ -180,10 +161,10 @@ def _generate(argv: list[str]) -> None:
     adapters = tuple(Adapter.read(text) for text in given.adapter)
     model, runs = origin(given.model, adapters)
     wanted = {name: value for name in ("steps", "guidance") if (value := getattr(given, name)) is not None}
-    samplers = [(adapter, dataclasses.replace(_sampler(settings), **wanted)) for adapter, settings in runs]
+    samplers = [(adapter, dataclasses.replace(parsing.sampler(settings), **wanted)) for adapter, settings in runs]
     sampler = first_sampler(samplers) or dataclasses.replace(Sampler(guidance=2.0), **wanted)
     prompts = [given.prompt] if given.prompt is not None else read_prompts(given.prompts)
-    steer, said = _read_steer(given.steer) if given.steer else (None, None)
+    steer, said = parsing.read_steer(given.steer) if given.steer else (None, None)
     sampler = dataclasses.replace(steer.walked(sampler), **wanted) if steer else sampler
     opened = opening.from_options(given, model, [settings for _, settings in runs])
     process = fitting(opened, sampler)
@@ -204,17 +185,10 @@ def _score(argv: list[str]) -> None:
     )
     options.add_argument("--json", action="store_true", help="print JSON")
     given = options.parse_args(argv)
-    _import_parts()
-    from dragontune.commands import shorthand
-    from dragontune.commands.mistakes import read_yaml
+    from dragontune.commands import parsing
     from dragontune.commands.score import score
-    from dragontune.rewards.base import Reward
 
-    full = settings = shorthand.reward(given.reward, Path())
-    if settings == given.reward:
-        settings = read_yaml(Path(given.reward))
-        full = shorthand.reward(settings.get("reward", settings), Path(given.reward).parent)
-    score(given.folder, _make(Reward, "reward", full), given.prompts, given.json)
+    score(given.folder, parsing.reward(given.reward), given.prompts, given.json)
 
 
 def _reference(argv: list[str]) -> None:
@@ -227,10 +201,10 @@ def _reference(argv: list[str]) -> None:
     )
     options.add_argument("--out", type=Path, required=True, metavar="REF.safetensors")
     given = options.parse_args(argv)
-    _import_parts()
+    from dragontune.commands import parsing
     from dragontune.commands.reference import reference
 
-    reference(given.exemplars, _encoder(given.encoder), given.out)
+    reference(given.exemplars, parsing.encoder(given.encoder), given.out)
 
 
 def _fit_aesthetics(argv: list[str]) -> None:
@@ -249,131 +223,11 @@ def _fit_aesthetics(argv: list[str]) -> None:
     )
     options.add_argument("--json", action="store_true", help="print JSON")
     given = options.parse_args(argv)
-    _import_parts()
+    from dragontune.commands import parsing
     from dragontune.commands.fit_aesthetics import fit_aesthetics
 
-    encoder = _encoder(given.encoder)
+    encoder = parsing.encoder(given.encoder)
     fit_aesthetics(given.ratings, encoder, given.out, given.head, given.pooling, given.seed, given.json)
-
-
-def _encoder(name: str) -> "Encoder":
-    """By its name, the name and a checkpoint (`clap:FOLDER`), a file of its arguments, or these themselves."""
-    from dragontune.commands import shorthand
-    from dragontune.commands.mistakes import read_yaml
-    from dragontune.embedded import locate
-    from dragontune.encoders.base import Encoder
-
-    named = read_yaml(locate(name)) if name.endswith((".yaml", ".yml")) else shorthand.encoder(name)
-    return _make(Encoder, "encoder", named)
-
-
-def _read_recipe(path: Path, overrides: list[str]) -> "tuple[Recipe, str, str]":
-    """The recipe, its resolved text, and the part of it that may not change when a run is resumed (as JSON)."""
-    _import_parts()
-    import yaml
-
-    from dragontune.commands import shorthand
-    from dragontune.commands.mistakes import read_yaml
-    from dragontune.commands.recipe import Recipe, check_fit
-
-    settings = read_yaml(path)
-    full = shorthand.expanded(settings, path.parent)
-    config = str(path) if full == settings else yaml.safe_dump(full, sort_keys=False)
-    overrides = shorthand.overrides(overrides, path.parent)
-
-    parser = _parser()
-    parser.add_argument("--config", action="config", help=argparse.SUPPRESS)
-    parser.add_class_arguments(Recipe)
-    settings = _parse(lambda: parser.parse_args(["--config", config, *overrides]))
-    made = _parse(lambda: parser.instantiate(settings))
-    check_fit(pydoc.locate(settings["algorithm"]["class_path"]), made["reward"])
-    recipe = Recipe(**{field.name: made[field.name] for field in dataclasses.fields(Recipe)})
-    fixed = yaml.safe_load(parser.dump(settings))
-    for name in FREE:
-        fixed.pop(name, None)
-    for name, default in NEWER.items():
-        if fixed.get(name) == default:
-            fixed.pop(name, None)
-    for name in FREE_IN_LOOP:
-        fixed["loop"].pop(name, None)
-    return recipe, parser.dump(settings), json.dumps(fixed, indent=1, sort_keys=True)
-
-
-def _read_steer(path: Path) -> "tuple[Steer, dict[str, Any]]":
-    """How to steer, and the part of it that decides what is made."""
-    _import_parts()
-    import yaml
-
-    from dragontune.commands import shorthand
-    from dragontune.commands.mistakes import read_yaml
-    from dragontune.commands.steer import Steer, decisive
-
-    parser, full = _parser(), shorthand.expanded(read_yaml(path), path.parent)
-    parser.add_class_arguments(Steer)
-    settings = _parse(lambda: parser.parse_object(full), str(path))
-    made = _parse(lambda: parser.instantiate(settings), str(path))
-    steer = Steer(**{field.name: made[field.name] for field in dataclasses.fields(Steer)})
-    return steer, decisive(steer, yaml.safe_load(parser.dump(settings)))
-
-
-def _sampler(settings: dict[str, Any]) -> "Sampler":
-    """The sampler of a recipe's algorithm."""
-    from dragontune.sampling import Sampler
-
-    parser = _parser()
-    parser.add_class_arguments(Sampler, "sampler")
-    match settings:
-        case {"algorithm": {"init_args": {"sampler": values}}}:
-            pass
-        case _:
-            values = {}
-    return _parse(lambda: parser.instantiate(parser.parse_object({"sampler": values})))["sampler"]
-
-
-def _make(kind: type[T], name: str, settings: dict[str, Any]) -> T:
-    """An object of an abstract class, from the name of a concrete one and its arguments."""
-    parser = _parser()
-    parser.add_argument(f"--{name}", type=kind, required=True)
-    return _parse(lambda: parser.instantiate(parser.parse_object({name: settings})))[name]
-
-
-def _parser() -> "jsonargparse.ArgumentParser":
-    import jsonargparse
-    import yaml
-
-    from dragontune.commands import shorthand
-    from dragontune.sampling import Sampler
-
-    def dump(settings: dict[str, Any]) -> str:
-        return yaml.safe_dump(shorthand.restored(settings), sort_keys=False, allow_unicode=True)
-
-    jsonargparse.set_loader("recipe", jsonargparse.get_loader("yaml"), (yaml.YAMLError,))
-    jsonargparse.set_dumper("recipe", dump)
-    jsonargparse.set_parsing_settings(subclasses_disabled=[Sampler])  # it is written as its fields
-    return jsonargparse.ArgumentParser(prog="dragontune", exit_on_error=False, parser_mode="recipe", allow_abbrev=False)
-
-
-def _parse(parse: Callable[[], T], whole: str = "the recipe") -> T:
-    """Whatever the parser or a constructor finds wrong as one sentence."""
-    try:
-        return parse()
-    except (argparse.ArgumentError, TypeError, ValueError) as error:
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, InputError):
-                raise cause from None
-            cause = cause.__cause__
-        from dragontune.commands.mistakes import sentence
-
-        raise InputError(sentence(" ".join(str(error).split()), whole)) from error
-
-
-def _import_parts() -> None:
-    """Import everything that a recipe may name by its short class name."""
-    for package in ("dragontune.rewards", "dragontune.encoders", "dragontune.algorithms", "dragontune.steering"):
-        for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-            importlib.import_module(module.name)
-    importlib.import_module("dragontune.losses")
 
 
 def _storage(error: Exception) -> int:
