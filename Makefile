@@ -7,6 +7,9 @@
 #   make table    tune for each of twenty rewards and judge every model by all of them (hours on two cores; resumable)
 #   make table-small   four of them
 #   make bench-distances   the distances against the packages people use, in a venv of their own
+#   make fuzz     50,000 hostile inputs through everything that reads what others wrote (12 minutes on two cores)
+#   make lock     write requirements.lock, every dependency with its hashes, from pyproject.toml and constraints.txt
+#   make audit    known vulnerabilities of what requirements.lock names
 #   make assets   build the embedded model from public-domain scores (hours on a CPU)
 #
 # PYTHON=python3.12       another interpreter
@@ -19,12 +22,13 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c '$(NEWER)' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
 PEERS := .venv-peers/bin
+TOOLS := .build/tools/bin
 BENCHMARKS := benchmarks/instruments.py benchmarks/resume.py benchmarks/microbatch.py benchmarks/contrast.py
 ASSETS := src/dragontune/assets/tiny-music
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 EDITABLE := $(INSTALL) --no-build-isolation --constraint constraints.txt --editable
 
-.PHONY: demo test check bench bench-distances table table-small assets clean
+.PHONY: demo test check bench bench-distances table table-small fuzz lock audit assets clean
 
 demo: .venv/.stamp-run
 	@$(BIN)/dragontune tune recipes/demo.yaml --resume
@@ -52,6 +56,17 @@ table-small: .venv/.stamp-run
 
 bench-distances: .venv-peers/.stamp
 	$(PEERS)/python benchmarks/distances.py
+
+fuzz: .venv/.stamp-dev
+	$(BIN)/python benchmarks/fuzz.py
+
+lock: .build/tools/.stamp
+	$(TOOLS)/uv pip compile pyproject.toml --extra dev --constraint constraints.txt --generate-hashes \
+		--python-version 3.11 --python-platform x86_64-manylinux_2_28 --no-header --no-emit-index-url \
+		--no-emit-find-links --quiet --output-file requirements.lock
+
+audit: .build/tools/.stamp
+	$(TOOLS)/python .ci/audit.py requirements.lock
 
 assets: .venv/.stamp-assets
 	$(BIN)/python assets/build.py
@@ -83,6 +98,11 @@ clean:
 
 .venv/.stamp-assets: .venv/.stamp-run
 	@$(EDITABLE) '.[assets]'
+	@touch $@
+
+.build/tools/.stamp: .ci/tools.txt
+	@test -x $(TOOLS)/python || $(PYTHON) -m venv .build/tools
+	@$(TOOLS)/python -m pip install --quiet --disable-pip-version-check --requirement .ci/tools.txt
 	@touch $@
 
 # torch first and alone, the rest without its dependencies: see benchmarks/peers.txt

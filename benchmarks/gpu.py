@@ -35,7 +35,7 @@ from dragontune.commands.memory import Meter, forecast
 from dragontune.generators.checkpoint import Plan
 from dragontune.generators.pipeline import PipelineGenerator
 from dragontune.training.loop import Loop
-from dragontune.training.rounds import Rounds, plain
+from dragontune.training.rounds import Rounds
 
 GIB = 2**30
 PROMPTS = [
@@ -158,7 +158,7 @@ def run(small: bool, compiled: bool, rows: int) -> dict[str, Any]:
 def measure(algorithm: Dragon, loop: Loop, device: torch.device) -> dict[str, Any]:
     """The second round."""
     weights = list(algorithm.parameters())
-    accelerator, cuda = plain(), device.type == "cuda"
+    cuda = device.type == "cuda"
     rounds = Rounds(
         algorithm=algorithm,
         prompts=PROMPTS,
@@ -171,17 +171,16 @@ def measure(algorithm: Dragon, loop: Loop, device: torch.device) -> dict[str, An
         micro_batch=loop.micro_batch,
         max_norm=loop.max_norm,
         rate=loop.rate,
-        accelerator=accelerator,
     )
     rounds(0)
     watch, collecting = Stopwatch(cuda), Stopwatch(cuda)
-    network, backward, collect = algorithm.generator.network, accelerator.backward, algorithm.collect
+    network, collect = algorithm.generator.network, algorithm.collect
     started: list[Any] = []
     hooks = [
         network.register_forward_pre_hook(lambda *_: started.append(watch.mark())),
         network.register_forward_hook(lambda *_: watch.marks.append((started.pop(), watch.mark()))),
     ]
-    accelerator.backward = watch.around(backward)
+    object.__setattr__(rounds, "backward", watch.around(torch.Tensor.backward))
     object.__setattr__(algorithm, "collect", collecting.around(collect))
     meter = Meter(device)
     start = time.perf_counter()

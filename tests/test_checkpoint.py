@@ -1,5 +1,9 @@
+import contextlib
 import errno
+import hashlib
+import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -84,9 +88,6 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, suffix, dam
         middle = len(content) // 2
         flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
         path.write_bytes({"torn": content[:middle], "flipped": flipped, "empty": b""}[damage])
-    if (suffix, damage) == ("json", "gone"):  # killed before its second file: never was one
-        assert newest(checkpoints) == 1
-        return
     with pytest.warns(UserWarning, match="round-000002"):
         assert newest(checkpoints) == 1
 
@@ -97,6 +98,106 @@ def test_nothing_usable_is_a_fresh_start(tmp_path):
     (tmp_path / "round-000001.safetensors").write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged"):
         assert Checkpoints(tmp_path).latest() is None
+
+
+def record(number, reward):
+    return {"round": number, "reward": reward}
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_is_kept(tmp_path, keep):
+    """The reward of the weights after a round is measured in the round that follows."""
+    checkpoints = Checkpoints(tmp_path, keep)
+    rewards = [0.1, 0.2, 0.9, 0.3, None, float("nan"), 0.5]
+    for number in range(1, 8):
+        history = [record(i + 1, reward) for i, reward in enumerate(rewards[:number])]
+        checkpoints.save(TrainingState(number, {}, tuple(history)))
+    assert checkpoints.rounds() == ([2, 7] if keep == 1 else [2, 6, 7])
+    assert newest(checkpoints) == 7
+
+
+def test_the_best_of_a_guard_is_kept(tmp_path):
+    checkpoints, history = Checkpoints(tmp_path, 1), []
+    for number in range(1, 7):
+        history.append(record(number, 1.0 / number))
+        if number % 2 == 0:
+            history[-1]["look"] = {"best": {"round": min(number, 4), "scale": 1.0, "target": 0.5}}
+        checkpoints.save(TrainingState(number, {}, tuple(history)))
+    assert checkpoints.rounds() == [4, 6]
+
+
+def test_the_whole_of_another_round_is_no_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for number in (1, 2, 3):
+        checkpoints.save(state(number))
+    for suffix in ("safetensors", "json"):
+        (tmp_path / f"round-000003.{suffix}").write_bytes((tmp_path / f"round-000002.{suffix}").read_bytes())
+    with pytest.warns(UserWarning, match=r"round-000003.json is damaged \(it is of round 2\)"):
+        assert newest(checkpoints) == 2
+
+
+@pytest.mark.parametrize(
+    ("suffix", "content"),
+    [("json", b"[" * 10**6), ("json", b'{"a": ' * 10**5), ("safetensors", b"\xff" * 8), ("safetensors", b"\xff" * 64)],
+)
+def test_hostile_content_is_damage(tmp_path, suffix, content):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1))
+    checkpoints.save(state(2))
+    (tmp_path / f"round-000002.{suffix}").write_bytes(content)
+    with pytest.warns(UserWarning, match="round-000002"):
+        assert newest(checkpoints) == 1
+
+
+def test_one_that_is_there_is_not_written_again(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(state(1))
+
+    def never(path, content):
+        raise AssertionError(path)
+
+    monkeypatch.setattr(files, "write", never)
+    checkpoints.save(state(1))
+    monkeypatch.undo()
+    (tmp_path / "round-000001.safetensors").write_bytes(b"torn")
+    checkpoints.save(state(1))
+    assert newest(checkpoints) == 1
+
+
+def test_one_of_before_there_was_a_length(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(state(1))
+    path = tmp_path / "round-000001.json"
+    body = json.loads(path.read_text())
+    del body["sha256"], body["tensors_bytes"]
+    digest = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, **body}))
+    assert newest(checkpoints) == 1
+
+
+@pytest.mark.parametrize("kills", range(4))
+def test_killed_while_dropping_old_ones(tmp_path, monkeypatch, kills):
+    """Whatever was dropped by then, the newest is whole, and the next saving takes the rest away."""
+    checkpoints = Checkpoints(tmp_path, 1)
+    checkpoints.save(state(1))
+    checkpoints.save(state(2))
+    for suffix in ("json", "safetensors"):  # as if two were to go
+        (tmp_path / f"round-000001.{suffix}").write_bytes((tmp_path / f"round-000002.{suffix}").read_bytes())
+    unlink, calls = Path.unlink, []
+
+    def killed(self, missing_ok=False):
+        calls.extend([self] if self.name.startswith("round-") else [])
+        if len(calls) > kills:
+            raise KeyboardInterrupt
+        unlink(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", killed)
+    with contextlib.suppress(KeyboardInterrupt):
+        checkpoints.save(state(3))
+    monkeypatch.undo()
+    assert newest(checkpoints) == 3
+    checkpoints.save(state(4))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["round-000004.json", "round-000004.safetensors"]
 
 
 @pytest.mark.parametrize("content", [b"", b"7", b"[]"])

@@ -105,7 +105,10 @@ def test_a_recipe_tunes_it_and_its_run_generates(place, tmp_path, monkeypatch, c
     (place / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     assert cli.run(["tune", str(place / "recipe.yaml"), "--out", "run"]) == 0, capsys.readouterr().err
     pretrained.ADDED.clear()
-    assert cli.run(["generate", "--adapter", "run", "--prompt", "a reel", "--out", "pictures", "--steps", "2"]) == 0
+    make = ["generate", "--adapter", "run", "--prompt", "a reel", "--out", "pictures", "--steps", "2"]
+    assert cli.run(make) == 2  # a run that was handed on must not name code that is run
+    assert "add --family" in capsys.readouterr().err
+    assert cli.run([*make, "--family", str(place / "aura_flow.py")]) == 0
     pretrained.ADDED.clear()
     assert cli.run(["generate", "--model", str(place / "aura"), "--prompt", "a", "--out", "more"]) == 2
     said = capsys.readouterr().err

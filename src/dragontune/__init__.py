@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "InputError": "errors",
+    "LostService": "errors",
     "Key": "seeding",
     "Rows": "data",
     "Samples": "data",
@@ -63,6 +64,8 @@ _HOME = {
     "KeyStrength": "rewards.signal",
     "Brightness": "rewards.picture",
     "Sharpness": "rewards.picture",
+    "RemoteReward": "rewards.remote",
+    "RemoteSetReward": "rewards.remote",
     "Function": "rewards.function",
     "SetFunction": "rewards.function",
     "Sum": "rewards.combine",

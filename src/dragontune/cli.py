@@ -1,27 +1,32 @@
 """The command line: which verbs there are, what each may be given, and which exit code it ends with.
 
 Nothing heavy is imported before it is known which verb was asked for, so `--help` answers at once. What can go wrong is
-turned into exit codes here: 0 done, 1 a defect, 2 wrong input, 5 not finite, 75 interrupted and resumable.
+turned into exit codes here: 0 done, 1 a defect, 2 wrong input, 5 not finite, 6 a reward service lost (resumable), 75
+interrupted and resumable.
 """
 
+import argparse
 import dataclasses
 import difflib
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from dragontune import launcher
 from dragontune.commands.help import HELP
 from dragontune.commands.options import Options, speak_plainly
-from dragontune.errors import InputError, InterruptedRun, NonFiniteError
+from dragontune.errors import InputError, InterruptedRun, LostService, NonFiniteError
+from dragontune.plain_text import line
+from dragontune.training import signals
 
 
 def main() -> int:
     """The program: a signal that comes after the work is over no longer disturbs its end."""
     code = run(sys.argv[1:])
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    signals.seen()
+    if signals.asked():
+        signals.leave_by(code)
     return code
 
 
@@ -35,18 +40,22 @@ def run(arguments: Sequence[str]) -> int:
 
         print(version("dragontune"))
         return 0
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals.heard()
     speak_plainly()
     try:
-        _verb(arguments[0])(list(arguments[1:]))
+        verb = _verb(arguments[0])
+        launcher.check(arguments[0])
+        verb(list(arguments[1:]))
     except InputError as error:
-        return _say(error, 2)
+        return _interrupted() if signals.asked() else _say(error, 2)
     except NonFiniteError as error:
         return _say(error, 5)
+    except LostService as error:
+        return _say(error, 6)
     except InterruptedRun as error:
         return _say(error, 75)
     except KeyboardInterrupt:
-        return _say("interrupted; run the same command again (tune: with --resume)", 75)
+        return _interrupted()
     except BrokenPipeError:
         return 0
     except Exception as error:
@@ -63,6 +72,7 @@ def _verb(name: str) -> Callable[[list[str]], None]:
         "fit-aesthetics": _fit_aesthetics,
         "evaluate": _evaluate,
         "doctor": _doctor,
+        "serve-reward": _serve_reward,
     }
     if name not in verbs:
         close = difflib.get_close_matches(name, verbs, 1)
@@ -80,7 +90,13 @@ def _tune(argv: list[str]) -> None:
     options.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     options.add_argument("--out", type=Path, metavar="RUN", help="the run's folder (default: runs/<recipe name>)")
     options.add_argument("--resume", action="store_true", help="go on with the run in that folder, or start it")
-    given, overrides = options.parse_known_args(argv)
+    from dragontune.training.processes import joined
+
+    with joined():
+        _tune_together(*options.parse_known_args(argv))
+
+
+def _tune_together(given: argparse.Namespace, overrides: list[str]) -> None:
     from dragontune.commands import parsing
 
     recipe, text, fixed = parsing.read_recipe(given.recipe, overrides)
@@ -184,11 +200,16 @@ def _score(argv: list[str]) -> None:
         help="a .csv of file and prompt, or one line a file (default: the folder's prompts.csv, or a .txt a clip)",
     )
     options.add_argument("--json", action="store_true", help="print JSON")
+    from dragontune.commands import caching
+
+    caching.add_options(options)
     given = options.parse_args(argv)
     from dragontune.commands import parsing
     from dragontune.commands.score import score
 
-    score(given.folder, parsing.reward(given.reward), given.prompts, given.json)
+    reward = parsing.reward(given.reward)
+    with caching.opened(given) as cache:
+        score(given.folder, reward, given.prompts, given.json, cache, given.workers)
 
 
 def _reference(argv: list[str]) -> None:
@@ -200,11 +221,18 @@ def _reference(argv: list[str]) -> None:
         "--encoder", required=True, metavar="NAME", help="tiny-clap, latents, log-mel, a class, clap:FOLDER or a .yaml"
     )
     options.add_argument("--out", type=Path, required=True, metavar="REF.safetensors")
+    batch = "files of one length that are embedded together: faster, exact to single precision (default: 1)"
+    options.add_argument("--batch", type=int, default=1, metavar="N", help=batch)
+    from dragontune.commands import caching
+
+    caching.add_options(options)
     given = options.parse_args(argv)
     from dragontune.commands import parsing
     from dragontune.commands.reference import reference
 
-    reference(given.exemplars, parsing.encoder(given.encoder), given.out)
+    encoder = parsing.encoder(given.encoder)
+    with caching.opened(given) as cache:
+        reference(given.exemplars, encoder, given.out, cache, given.workers, given.batch)
 
 
 def _fit_aesthetics(argv: list[str]) -> None:
@@ -230,17 +258,44 @@ def _fit_aesthetics(argv: list[str]) -> None:
     fit_aesthetics(given.ratings, encoder, given.out, given.head, given.pooling, given.seed, given.json)
 
 
+def _serve_reward(argv: list[str]) -> None:
+    options = Options("serve-reward", "Serve a reward over HTTP, for RemoteReward and RemoteSetReward.")
+    options.add_argument("reward", metavar="REWARD.yaml", help="a reward, a recipe, or my_rewards.py:brightness")
+    options.add_argument("--host", default="127.0.0.1", help="(default: 127.0.0.1; any other needs a token)")
+    options.add_argument("--port", type=int, default=8750, help="(default: 8750; 0: any that is free)")
+    options.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
+    token = "the environment variable that holds the token that clients must show"
+    options.add_argument("--token-variable", default="", metavar="NAME", help=token)
+    options.add_argument("--max-mib", type=int, default=256, metavar="N", help="of a request (default: 256)")
+    options.add_argument("--journal", type=Path, metavar="FILE", help="a line of JSON for every request computed")
+    given = options.parse_args(argv)
+    from dragontune.commands.serve_reward import serve_reward
+
+    serve_reward(
+        given.reward, given.host, given.port, given.workers, given.token_variable, given.max_mib, given.journal
+    )
+
+
 def _storage(error: Exception) -> int:
     """A full or read-only disk is the user's to mend; anything else is a defect and keeps its traceback."""
     from dragontune.training.files import storage_trouble
 
     if (sentence := storage_trouble(error)) is not None:
         return _say(sentence, 2)
+    if signals.asked():
+        return _interrupted()
     raise error
 
 
+def _interrupted() -> int:
+    """Also where the interruption turned into another error on its way, which does not matter any more."""
+    signals.seen()
+    return _say("interrupted; run the same command again (tune: with --resume)", 75)
+
+
 def _say(message: object, code: int) -> int:
-    print(f"dragontune: {message}", file=sys.stderr)
+    if launcher.first():
+        print(f"dragontune: {line(str(message))}", file=sys.stderr)
     return code
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from dragontune.data import Demonstrations, Rows, Samples
@@ -202,6 +202,14 @@ def refuse_suspects(reward: Reward, features: Features, prompts: Sequence[str]) 
         raise NonFiniteError(f"the features of {type(reward).__name__} are {bad}")
 
 
+def unsound_features(features: Features, items: int) -> Bool[Tensor, " items"]:
+    """Which of so many items have a feature that is not finite."""
+    bad = torch.zeros(items, dtype=torch.bool)
+    for column in _tensors(features):
+        bad |= ~column.reshape(items, -1).isfinite().all(1).cpu()
+    return bad
+
+
 def _set_score(
     reward: DistributionReward, features: Features, prompts: Sequence[str], rows: Tensor, name: str
 ) -> float:
@@ -222,9 +230,7 @@ def _instance_scores(reward: InstanceReward, features: Features, prompts: Sequen
 
 def _suspects(features: Features, prompts: Sequence[str]) -> str:
     """The items whose features are not finite, in words; empty if there are none."""
-    bad = torch.zeros(len(prompts), dtype=torch.bool)
-    for column in _tensors(features):
-        bad |= ~column.reshape(len(prompts), -1).isfinite().all(1).cpu()
+    bad = unsound_features(features, len(prompts))
     named = ", ".join(f"item {row} ({prompts[row]!r})" for row in bad.nonzero()[:, 0].tolist())
     return f"not finite: {named}" if named else ""
 

@@ -18,7 +18,7 @@ def locate(path: str | Path) -> Path:
         InputError: there is nothing under that name in either place.
     """
     path = Path(path).expanduser()
-    if _there(path):
+    if there(path):
         return path
     if not is_embedded(path):
         raise InputError(
@@ -37,11 +37,11 @@ def is_embedded(path: str | Path) -> bool:
     return not path.is_absolute() and path.parts[:1] != () and path.parts[0] in NAMES and ".." not in path.parts
 
 
-def _there(path: Path) -> bool:
-    """A text that is too long for a path is none."""
+def there(path: Path) -> bool:
+    """Whether something is at a path; a text that can be none, because it is too long, say, names nothing."""
     try:
         return path.exists()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

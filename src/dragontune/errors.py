@@ -11,3 +11,7 @@ class NonFiniteError(RuntimeError):
 
 class InterruptedRun(RuntimeError):  # noqa: N818 - an interruption, not an error
     """Ctrl-C or SIGTERM arrived; the state is saved and the message says how to resume. Exit code 75."""
+
+
+class LostService(RuntimeError):  # noqa: N818 - a loss, not an error
+    """A reward service did not answer as it must, however often it was asked; what was done is saved. Exit code 6."""

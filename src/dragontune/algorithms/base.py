@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from dragontune.seeding import Key
 Experience = TypeVar("Experience", bound=Rows)
 Batch = TypeVar("Batch", bound=Rows)
 Metrics = Mapping[str, float]
+Logged = Mapping[str, Any]
+"""Metrics and, beside them, what is no number: a tensor (from `loss`) is a number for each row, whose quantiles over
+all rows of a round the loop logs as NAME_q05 to NAME_q95; a tuple of texts (from `collect`) goes into the record."""
 COUNTS = ("generations", "denoiser_calls", "gradient_calls", "decodes", "encodes")
 """Metrics that count, by item: the loop adds them up over the updates of a round, where it averages all others.
 
@@ -35,7 +38,7 @@ class Algorithm(ABC, Generic[Experience, Batch]):
     """Items generated, decoded or evaluated at once without gradients: memory only, never the result."""
 
     @abstractmethod
-    def collect(self, prompts: Sequence[str], key: Key) -> tuple[Experience, Metrics]:
+    def collect(self, prompts: Sequence[str], key: Key) -> tuple[Experience, Logged]:
         """Generate and score, without gradients.
 
         Its metrics or those of `loss` hold `reward`: before the updates of this round, or before each of them.
@@ -45,14 +48,15 @@ class Algorithm(ABC, Generic[Experience, Batch]):
     def prepare(self, batch: Experience, key: Key) -> Batch:
         """What the loss must know of the whole batch before it is split into micro-batches; no gradients.
 
-        Every process calls it with the same batch and returns all rows of it.
+        Every process calls it with the same batch and returns what becomes of its share of the rows.
         """
 
     @abstractmethod
-    def loss(self, batch: Batch) -> tuple[Float[Tensor, ""], Metrics]:
+    def loss(self, batch: Batch) -> tuple[Float[Tensor, ""], Logged]:
         """A scalar to minimise, the mean over the rows of a part of what `prepare` returned, and numbers to log.
 
-        The numbers are means over the rows of the part, but for those of `COUNTS`, which are of the whole batch.
+        The numbers are means over the rows of the part, but for those of `COUNTS`, which are of the whole batch. What
+        must not be averaged is a tensor, with a number for each row of the part.
         """
 
     @abstractmethod

@@ -22,6 +22,7 @@ from dragontune.algorithms.rollouts import Rollouts, Steps, check_instance_rewar
 from dragontune.data import Rows
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
+from dragontune.parallel import share
 from dragontune.rewards.base import InstanceReward
 from dragontune.sampling import Sampler, Stop
 from dragontune.schedule import expand
@@ -145,7 +146,7 @@ class Ddpo(Algorithm[Moves, Moves]):
     @torch.no_grad()
     def prepare(self, batch: Moves, key: Key) -> Moves:
         """As it is."""
-        return replace(batch, total=len(batch))
+        return replace(batch[share(len(batch))], total=len(batch))
 
     def loss(self, batch: Moves) -> tuple[Float[Tensor, ""], Metrics]:
         """-min(ratio A, clipped ratio A); `clipped` is the share of rows that have lost their gradient."""

@@ -9,9 +9,10 @@ whole sets work like all others. Left out: the annealed guidance of DRaFT+.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -21,16 +22,19 @@ from torch.utils.checkpoint import checkpoint
 from dragontune.algorithms.base import Algorithm, Metrics
 from dragontune.algorithms.objectives import Maximise, Objective
 from dragontune.algorithms.slopes import Judge, Slopes, check_differentiable
+from dragontune.algorithms.spread import spread
 from dragontune.data import Rows
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
-from dragontune.parallel import gather_rows, share
+from dragontune.parallel import gather_rows, portions, share
 from dragontune.process import State
 from dragontune.rewards import standardise
 from dragontune.rewards.base import DifferentiableReward, DistributionReward
 from dragontune.sampling import Estimates, Sampler, Stop
 from dragontune.schedule import expand
 from dragontune.seeding import Key
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,18 +120,19 @@ class Draft(Algorithm[Asked, Tail]):
         stop, ends = self._generate(own, depth, key.fold("noise"))
         judge = Judge(self.generator, self.reward, self.objective, self.micro_batch)
         judged = [(stop, judge.slopes(stop.prompts, ends, stop.item, key.fold("judge")))]
+        varied = spread(gather_rows(ends))
         for number in range(1, self.renoised + 1):
             again = self._renoise(stop, ends, int(batch.item.max() + 1) * number, key.fold("again", number))
-            noised = torch.cat([self._finish(part, key.fold("noise"))[0] for part in again.chunks(self.micro_batch)])
+            noised = torch.cat(self._by_portions(len(own), partial(self._ends, again, key.fold("noise"))))
             judged.append((again, judge.slopes(again.prompts, noised, again.item, key.fold("judge"))))
         members = {f"member_{name}": score for name, score in judged[0][1].members.items()}
-        numbers = {**self._counts(len(batch), depth), **members}
+        numbers = {**self._counts(len(batch), depth), **members, **varied}
         weights = [torch.full((len(own),), float(weight)) for weight in (1 + self.renoised, *[0] * self.renoised)]
         tails = [
             Tail(one, replace(slopes, members={}), weight, key.fold("noise"), numbers)
             for (one, slopes), weight in zip(judged, weights, strict=True)
         ]
-        return gather_rows(Tail.join(tails))
+        return Tail.join(tails)
 
     def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
         """Every update generates its batch."""
@@ -144,8 +149,17 @@ class Draft(Algorithm[Asked, Tail]):
 
     def _generate(self, batch: Asked, depth: int, key: Key) -> tuple[Stop, Float[Tensor, " n *latent"]]:
         """All items of this process, a micro-batch at a time."""
-        parts = [self._rollout(part, depth, key) for part in batch.chunks(self.micro_batch)]
+        parts = self._by_portions(len(batch), lambda rows: self._rollout(batch[rows], depth, key))
         return Stop.join([stop for stop, _ in parts]), torch.cat([ends for _, ends in parts])
+
+    def _by_portions(self, count: int, work: Callable[[Int[Tensor, " k"]], T]) -> list[T]:
+        """What `work` makes of this process's rows, a micro-batch at a time."""
+        rows = portions(torch.arange(count), self.micro_batch, self.generator.sharded)
+        made = [(work(portion.rows), portion.real) for portion in rows]
+        return [part for part, real in made if real]
+
+    def _ends(self, stop: Stop, key: Key, rows: Int[Tensor, " k"]) -> Float[Tensor, " k *latent"]:
+        return self._finish(stop[rows], key)[0]
 
     def _rollout(self, batch: Asked, depth: int, key: Key) -> tuple[Stop, Float[Tensor, " n *latent"]]:
         """Where the last steps begin, and what they lead to."""

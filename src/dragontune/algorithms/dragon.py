@@ -4,27 +4,32 @@ Each round two sets are generated on-policy, divided under the reward, and the m
 D- by a preference loss that needs no likelihoods. Left out: a buffer of old rounds (each is used and forgotten).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from dragontune.algorithms.base import Algorithm, Metrics
+from dragontune.algorithms.base import Algorithm, Logged, Metrics
+from dragontune.algorithms.left_out import BadItems, check_bad_items, leave_out
+from dragontune.algorithms.spread import spread
 from dragontune.data import Demonstrations, Rows, Samples, join_columns
 from dragontune.demonstrations import Pairing, Search, divide, refuse_suspects
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
 from dragontune.losses import Kto, PreferenceLoss
-from dragontune.parallel import gather_rows, share
+from dragontune.parallel import from_main, gather_rows, portions, share
 from dragontune.rewards import standardise
 from dragontune.rewards.base import Features, Reward
 from dragontune.rewards.combine import Parts, Weighted
 from dragontune.rewards.constrain import Constrained
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
+
+Pair = tuple[Float[Tensor, " n"], Float[Tensor, " n"]]
+"""A number of D+ and one of D-, for each row."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +71,10 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
     not."""
     condition_dropout: float = 0.1
     """Probability that a pair is trained without its prompt."""
+    bad_items: BadItems = "stop"
+    """What is done about an item whose reward or features are not finite: `stop` the run, or `drop` its pair."""
+    most_bad_items: float = 0.1
+    """Share of a round's items that may be dropped; more of them stop the run."""
     micro_batch: int = 40
     """Items generated or evaluated at once without gradients: memory only, never the result."""
     _memory: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
@@ -73,6 +82,7 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
     def __post_init__(self) -> None:
         if not 0 < self.beta < float("inf"):
             raise InputError(f"expected a finite beta above 0, got {self.beta}; 50 is a start")
+        check_bad_items(self.most_bad_items)
         for name, value in (("reference_share", self.reference_share), ("condition_dropout", self.condition_dropout)):
             if not 0 <= value <= 1:
                 raise InputError(f"{name} is a probability in [0, 1], got {value}")
@@ -86,15 +96,36 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
         return replace(self, micro_batch=rows, sampler=sampler)
 
     @torch.no_grad()
-    def collect(self, prompts: Sequence[str], key: Key) -> tuple[Demonstrations, Metrics]:
+    def collect(self, prompts: Sequence[str], key: Key) -> tuple[Demonstrations, Logged]:
         """Two sets from distinct noise, divided. `reward` is the mean of both sets' (items of f_ref included).
 
         A reward that depends on the rounds so far sees these items first, and is what it then is in the metrics, too.
-        Each member of a composite is logged by itself as `member_<name>`, in its own units.
+        Each member of a composite is logged by itself as `member_<name>`, in its own units. `diversity` and
+        `latent_variance` are of what the policy made, without the items of f_ref.
         """
-        sets = [self._generate(prompts, key.fold(name)) for name in ("first", "second")]
+        keys = [key.fold(name) for name in ("first", "second")]
+        sets = [self._generate(prompts, half) for half in keys]
         both = Samples.join([samples for samples, _ in sets])
         features = join_columns([encoded for _, encoded in sets])
+        positive, negative, metrics, memory = from_main(lambda: self._divided(both, features, key, keys))
+        self._memory.clear()
+        self._memory.update(memory)
+        return Demonstrations(both[positive], both[negative]), metrics
+
+    def _divided(
+        self, both: Samples, features: Features, key: Key, keys: Sequence[Key]
+    ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"], Logged, dict[str, Tensor]]:
+        """The rows of D+ and of D-, the numbers to log, and what the reward knows now: judged once, by one process."""
+        made, kept = len(both), torch.arange(len(both))
+        own = ~torch.cat([self._by_reference(half, torch.arange(made // 2)) for half in keys])
+        varied = spread(both.latents[own.to(both.latents.device)])
+        lost: dict[str, float | tuple[str, ...]] = {}
+        if self.bad_items == "drop":
+            left_out = leave_out(self.reward, features, both.prompts, self.most_bad_items)
+            kept = left_out.kept
+            both, features = both[kept], features[kept]
+            lost = {"dropped_items": float(len(left_out.bad)), "dropped_share": len(left_out.bad) / made}
+            lost |= {"dropped": left_out.bad} if left_out.bad else {}
         memory = self._observed(features, both.prompts, key.fold("observe"))
         reward = standardise.given(self.reward, memory)
         division = divide(reward, features, both.prompts, key.fold("division"), self.passes, self.pairing, self.search)
@@ -109,14 +140,14 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
             **_members(reward, features),
             "accepted_swaps": float(division.accepted),
             "asked_swaps": float(division.asked),
-            "generations": float(len(both)),
-            "denoiser_calls": float(self.sampler.calls(len(both))),
-            "decodes": float(len(both)) if self.reward.needs_media else 0.0,
-            "encodes": float(len(both)),
+            **varied,
+            **lost,
+            "generations": float(made),
+            "denoiser_calls": float(self.sampler.calls(made)),
+            "decodes": float(made) if self.reward.needs_media else 0.0,
+            "encodes": float(made),
         }
-        self._memory.clear()
-        self._memory.update(memory)
-        return Demonstrations(both[division.positive], both[division.negative]), metrics
+        return kept[division.positive.cpu()], kept[division.negative.cpu()], metrics, memory
 
     def budget(self, pairs: int, batch: int, updates: int) -> Metrics:
         """Two sets, and for each update both members of a row under the frozen model and under the one in training."""
@@ -143,7 +174,8 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
     @torch.no_grad()
     def prepare(self, batch: Demonstrations, key: Key) -> Prepared:
         """Draw times, noise and condition dropout for each row, and evaluate the frozen model (and KTO's anchor)."""
-        rows = torch.arange(len(batch))
+        rows = share(len(batch))
+        batch = batch[rows]
         latents, generator = batch.positive.latents, self.generator
         t = generator.schedule.training_times(key.fold("time").uniform(rows)).to(latents)
         noise = key.fold("noise").normal(rows, latents.shape[1:]).to(latents)
@@ -155,17 +187,15 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
         zero = torch.zeros_like(t)
         prepared = Prepared(latents, batch.negative.latents, noise, t, positive, negative, zero, zero, zero)
         with generator.reference():
-            errors = [self._errors(part) for part in prepared.chunks(self.micro_batch)]
-        frozen_positive, frozen_negative = (torch.cat(column) for column in zip(*errors, strict=True))
+            frozen_positive, frozen_negative = self._evaluated(prepared, self._errors)
         prepared = replace(prepared, reference_positive=frozen_positive, reference_negative=frozen_negative)
         if not self.preference.anchored:
             return prepared
-        implicit = [self._implicit(part) for part in prepared.chunks(self.micro_batch)]
-        anchor = self.preference.anchor(*(torch.cat(column) for column in zip(*implicit, strict=True)))
+        anchor = self.preference.anchor(*map(gather_rows, self._evaluated(prepared, self._implicit)))
         return replace(prepared, anchor=anchor.expand(len(t)))
 
-    def loss(self, batch: Prepared) -> tuple[Float[Tensor, ""], Metrics]:
-        """The preference loss; how often D+ is ahead, the implicit rewards and their size (saturated from about 5)."""
+    def loss(self, batch: Prepared) -> tuple[Float[Tensor, ""], Logged]:
+        """The preference loss; how often D+ is ahead, the implicit rewards beta A and their size, saturated from 5."""
         positive, negative = self._implicit(batch)
         loss = self.preference.losses(positive, negative, batch.anchor).mean()
         return loss, {
@@ -174,26 +204,34 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
             "implicit_negative": negative.mean().item(),
             "implicit_size": ((positive.abs() + negative.abs()) / 2).mean().item(),
             "anchor": batch.anchor.mean().item(),
+            "beta_a_positive": positive.detach(),
+            "beta_a_negative": negative.detach(),
         }
 
     def _generate(self, prompts: Sequence[str], key: Key) -> tuple[Samples, Features]:
         """One item a prompt, and its features; the media are let go. Shared among the processes."""
         items = share(len(prompts))
-        frozen = key.fold("reference").uniform(items) < self.reference_share
+        frozen = self._by_reference(key, items)
         parts: list[tuple[Samples, Features]] = []
         for group, weights in ((items[~frozen], nullcontext()), (items[frozen], self.generator.reference())):
             with weights:
-                for rows in group.split(self.micro_batch) if len(group) else ():
-                    texts = [prompts[int(row)] for row in rows]
+                for portion in portions(group, self.micro_batch, self.generator.sharded):
+                    texts = [prompts[int(row)] for row in portion.rows]
+                    decode = self.reward.needs_media and portion.real
                     samples = self.sampler.sample(
-                        self.generator, texts, key, items=rows.tolist(), decode=self.reward.needs_media
+                        self.generator, texts, key, items=portion.rows.tolist(), decode=decode
                     )
-                    features = self.reward.encode(samples)
-                    parts.append((Samples(samples.prompts, samples.latents, None), features))
+                    if portion.real:
+                        features = self.reward.encode(samples)
+                        parts.append((Samples(samples.prompts, samples.latents, None), features))
         order = torch.cat([items[~frozen], items[frozen]]).argsort()
         samples = Samples.join([samples for samples, _ in parts])[order]
         features = join_columns([features for _, features in parts])[order]
         return gather_rows(samples), gather_rows(features)
+
+    def _by_reference(self, key: Key, items: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
+        """Which items of a set are the frozen model's."""
+        return key.fold("reference").uniform(items) < self.reference_share
 
     def _observed(self, features: Features, prompts: Sequence[str], key: Key) -> dict[str, Tensor]:
         """What the reward knows after this round."""
@@ -201,6 +239,13 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
             return {}
         refuse_suspects(self.reward, features, prompts)
         return dict(standardise.observe(self.reward, features, key, self._memory))
+
+    def _evaluated(self, prepared: Prepared, evaluate: Callable[[Prepared], Pair]) -> Pair:
+        """Two numbers for each row, a micro-batch at a time."""
+        work = portions(torch.arange(len(prepared)), self.micro_batch, self.generator.sharded)
+        made = [(evaluate(prepared[portion.rows]), portion.real) for portion in work]
+        positive, negative = (torch.cat(column) for column in zip(*(pair for pair, real in made if real), strict=True))
+        return positive, negative
 
     def _errors(self, batch: Prepared) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
         """w(t) times the mean squared error of the clean estimate, of D+ and of D-, at the same times and noise."""

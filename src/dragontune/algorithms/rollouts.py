@@ -14,7 +14,7 @@ from torch import Tensor
 from dragontune.data import Rows, Samples, join_columns
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.generators.base import Generator
-from dragontune.parallel import gather_rows, share
+from dragontune.parallel import from_main, gather_rows, portions, share
 from dragontune.rewards import standardise
 from dragontune.rewards.base import Features, InstanceReward, Reward
 from dragontune.rewards.crop import Crop
@@ -60,14 +60,17 @@ class Rollouts:
         """
         kept: list[R] = []
         features: list[Features] = []
-        for items in share(len(prompts)).split(self.micro_batch):
-            texts = tuple(prompts[int(item)] for item in items)
-            steps = self._walk(texts, items, key)
+        for portion in portions(share(len(prompts)), self.micro_batch, self.generator.sharded):
+            texts = tuple(prompts[int(item)] for item in portion.rows)
+            steps = self._walk(texts, portion.rows, key)
+            if not portion.real:
+                continue
             latents = steps.ahead[steps.stop.step == self.sampler.steps - 1]
             media = self.generator.decode(latents) if self.reward.needs_media else None
             features.append(self.reward.encode(Samples(texts, latents, media)))
             kept.append(keep(steps))
-        scores = self.reward.score(gather_rows(join_columns(features))).double().cpu()
+        every = gather_rows(join_columns(features))
+        scores = from_main(lambda: self.reward.score(every).double().cpu())
         for row in (~scores.isfinite()).nonzero()[:1, 0].tolist():
             raise NonFiniteError(f"{self.reward.label} is {scores[row].item()} for item {row} ({prompts[row]!r})")
         return gather_rows(join_columns(kept)), scores

@@ -22,7 +22,7 @@ from dragontune.algorithms.objectives import Objective
 from dragontune.data import Media, Rows, Samples, join_columns
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.generators.base import Generator
-from dragontune.parallel import add_up, gather_rows, share
+from dragontune.parallel import everyone, gather_rows, share
 from dragontune.rewards.base import DifferentiableReward, DistributionReward, Features, Reward
 from dragontune.rewards.combine import DifferentiableSum
 from dragontune.rewards.crop import Crop
@@ -69,7 +69,7 @@ class Judge:
             pulled = self._pull(given, key)
             pulls = (pulled[rows] for rows in share(len(pulled)).split(self.micro_batch))
         found = Slopes.join([self._carried(*one, key, pull) for one, pull in zip(given, pulls, strict=False)])
-        self._check(found, prompts)
+        self._check(found, prompts, items)
         return found
 
     def _encode(
@@ -149,21 +149,17 @@ class Judge:
         if not value.requires_grad:
             raise InputError(self._without_gradient("none"))
 
-    def _check(self, found: Slopes, prompts: Sequence[str]) -> None:
-        """All processes say the same, or one would wait for ever for another that has stopped."""
+    def _check(self, found: Slopes, prompts: Sequence[str], items: Int[Tensor, " n"]) -> None:
         columns = {"score": found.score[:, None], "gradient": found.slope.flatten(1)}
-        bad = {what: ~values.isfinite().all(1) for what, values in columns.items()}
-        seen = torch.tensor([bad["score"].sum(), bad["gradient"].sum(), found.slope.any(), found.loss.any()])
-        add_up([seen])
-        scores, gradients, slopes, losses = seen.tolist()
-        for what, count in (("score", scores), ("gradient", gradients)):
-            if count:
-                rows = bad[what].nonzero()[:, 0].tolist()
-                where = f"item {rows[0]} ({prompts[rows[0]]!r})" if rows else "an item of another process"
+        for what, values in columns.items():
+            for row in (~values.isfinite().all(1)).nonzero()[:1, 0].tolist():
                 raise NonFiniteError(
-                    f"the {what} of {self.reward.label} is NaN or infinite for {where}; look at reward, and at how "
-                    "loud, short or silent that item is"
+                    f"the {what} of {self.reward.label} is NaN or infinite for item {int(items[row])} "
+                    f"({prompts[row]!r}); look at reward, and at how loud, short or silent that item is"
                 )
+        slopes, losses = (
+            any(seen) for seen in zip(*everyone((bool(found.slope.any()), bool(found.loss.any()))), strict=True)
+        )
         if not slopes and not (self.objective.capped and not losses):
             raise InputError(self._without_gradient("0 for every item"))
 

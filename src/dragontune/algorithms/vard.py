@@ -27,7 +27,7 @@ from dragontune.algorithms.value_lesson import FEWEST_ROLLOUTS, LEAST_R2, Lesson
 from dragontune.data import Rows
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
-from dragontune.parallel import add_up, is_main
+from dragontune.parallel import from_main, share
 from dragontune.rewards.base import InstanceReward
 from dragontune.sampling import Sampler, Stop
 from dragontune.schedule import Schedule, expand
@@ -155,7 +155,7 @@ class Vard(Algorithm[Climb, Climb]):
     @torch.no_grad()
     def prepare(self, batch: Climb, key: Key) -> Climb:
         """Noise for the steps."""
-        return replace(batch, key=key.fold("noise"), total=len(batch))
+        return replace(batch[share(len(batch))], key=key.fold("noise"), total=len(batch))
 
     def loss(self, batch: Climb) -> tuple[Float[Tensor, ""], Metrics]:
         """How low the value is that the steps lead to, and how far they are from the frozen model's."""
@@ -190,7 +190,7 @@ class Vard(Algorithm[Climb, Climb]):
         learnt = Lesson(self.value_rollouts, self.value_width, self.value_depth, regression)(rollouts, asked, key)
         self._remember(learnt.value)
         known = replace(learnt, value=self._value())
-        self._memory["fit"] = known.fit(self.generator.schedule, self.value_batch)
+        self._memory["fit"] = from_main(lambda: known.fit(self.generator.schedule, self.value_batch))
         self._memory["rounds"] = torch.tensor(0)
         if self._memory["fit"][0] < LEAST_R2:
             warnings.warn(
@@ -215,11 +215,7 @@ class Vard(Algorithm[Climb, Climb]):
 
     def _remember(self, value: Value) -> None:
         """Of all processes' the main one's, should rounding have made them differ."""
-        weights = {name: weight.detach().clone() for name, weight in value.state_dict().items()}
-        if not is_main():
-            for weight in weights.values():
-                weight.zero_()
-        add_up(weights.values())
+        weights = from_main(lambda: {name: weight.detach().clone() for name, weight in value.state_dict().items()})
         self._memory.update({f"value.{name}": weight for name, weight in weights.items()})
 
 

@@ -12,7 +12,7 @@ from dragontune.evaluation.arms import LatentDiversity
 from dragontune.evaluation.evaluate import Evaluation
 from dragontune.evaluation.evaluate import evaluate as compare
 from dragontune.sampling import Sampler
-from dragontune.training import files
+from dragontune.training import files, links
 from dragontune.training.progress import reporter
 from dragontune.training.run_folder import RunFolder
 
@@ -60,6 +60,7 @@ def evaluate(run: Path, recipe: Recipe, prompts: str | None, out: Path | None, s
     if prompts:
         evaluation = replace(evaluation, prompts=prompts)
     target = out or folder.report
+    links.refuse(target)
     files.make_folder(target)
     algorithm = recipe.within(run).build()
     steered = steer and steer.over(steer.walked(algorithm.sampler))
@@ -80,6 +81,7 @@ def evaluate(run: Path, recipe: Recipe, prompts: str | None, out: Path | None, s
                 progress=report,
                 recipe=folder.recipe.read_text(),
                 looks=recipe.guard and recipe.guard.looks(history, recipe.reward),
+                health=recipe.health,
                 steer=steered,
             )
     except KeyboardInterrupt as stop:
@@ -106,6 +108,7 @@ def evaluate_model(opening: Opening, steer: Steer, text: str, prompts: str | Non
     asked = evaluation.read()
     evaluation.check(evaluation.named(reward)[1], len(asked))
     steered.check(len(asked))
+    links.refuse(out)
     files.make_folder(out)
     if opening.of_tokens():
         raise InputError(

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from dragontune import json_files
 from dragontune.commands.clips import BATCHES, Clips, Wanted, called
 from dragontune.commands.mistakes import read_yaml
 from dragontune.commands.opening import Opening
+from dragontune.commands.recipe import check_prompt
 from dragontune.commands.steer import budget
 from dragontune.data import Rows
 from dragontune.errors import InputError, InterruptedRun
@@ -21,7 +23,7 @@ from dragontune.generators.base import Generator
 from dragontune.media.kinds import kind_of
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
-from dragontune.training import files, guard
+from dragontune.training import files, guard, links
 from dragontune.training.listening import file_name
 from dragontune.training.progress import reporter
 from dragontune.unmasking import Unmasking
@@ -96,9 +98,10 @@ class Adapter:
                 "after a colon is a number)"
             )
         try:
-            return json.loads((self.weights / CONFIG_FILE).read_text()).get("base_model_name_or_path")
+            base = json_files.read(self.weights / CONFIG_FILE).get("base_model_name_or_path")
         except (OSError, ValueError, AttributeError):
             return None
+        return base if isinstance(base, str) else None
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.scale <= 10:
             raise InputError(f"expected --scale from 0 (untuned) to 10, got {self.scale}; 1 is as tuned")
+        for prompt in self.prompts:
+            check_prompt(prompt)
         if not self.adapters and self.scale not in (0, 1):
             raise InputError(f"expected --adapter with --scale {self.scale:g}, got none; name a run or drop --scale")
         if self.seed < 0:
@@ -242,6 +247,7 @@ def _check(request: Request, out: Path) -> None:
     """Whether the clips may be written to `out`; leftovers of another request, without clips, are removed."""
     if out.exists() and not out.is_dir():
         raise InputError(f"expected a folder to write to, got {out}, which is a file; choose another --out")
+    links.refuse(out)
     marker = out / SETTINGS
     if not out.exists() or (marker.exists() and marker.read_text() == request.text()):
         return

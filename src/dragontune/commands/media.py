@@ -1,7 +1,6 @@
 """Files of media with their prompts: what `score` reads and `generate` writes."""
 
 import csv
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +10,10 @@ import torch
 from dragontune.commands.recipe import read_prompts
 from dragontune.data import Samples
 from dragontune.errors import InputError
-from dragontune.media import kinds
+from dragontune.media import decoding, kinds
 from dragontune.media.kinds import AUDIO, Kind
+from dragontune.plain_text import cell, uncell
+from dragontune.streaming import Pace, Reading, Unreadable
 
 TABLE = "prompts.csv"
 
@@ -62,24 +63,33 @@ def items(folder: Path, prompts: str | None) -> list[Item]:
     return [Item(path, line, kind) for path, line in zip(paths, lines, strict=True)]
 
 
-def readable(found: list[Item]) -> Iterator[tuple[Item, Samples]]:
-    """Those that can be read; each other one is named in a warning.
+def readable(found: list[Item], reading: Reading | None = None) -> Iterator[tuple[Item, Samples]]:
+    """Those that can be read, in order; `reading.unreadable` has the others, and warnings name the first of them.
 
     Raises:
         InputError: none can.
     """
-    count = 0
-    for item in found:
-        try:
-            samples = item.samples()
-        except InputError as error:
-            warnings.warn(f"left out: {error}", stacklevel=2)
-            continue
-        count += 1
-        yield item, samples
+    reading = reading or Reading(unreadable=Unreadable())
+    pace, count = Pace(len(found), reading.progress), 0
+    with decoding.pool(reading.threads) as threads:
+        for item, samples in decoding.ahead(threads, _decoded, found, lambda item: decoding.size(item.path)):
+            pace.step()
+            if isinstance(samples, InputError):
+                reading.unreadable.add(item.path, samples)
+                continue
+            count += 1
+            yield item, samples
+    reading.unreadable.conclude()
     if not count:
         _, _, noun = (found[0].kind if found else AUDIO).one.partition(" ")
         raise InputError(f"expected at least one readable {noun}, got none; give a folder with a good one")
+
+
+def _decoded(item: Item) -> tuple[Item, Samples | InputError]:
+    try:
+        return item, item.samples()
+    except InputError as error:
+        return item, error
 
 
 def write_table(folder: Path, found: list[Item]) -> None:
@@ -87,19 +97,22 @@ def write_table(folder: Path, found: list[Item]) -> None:
     with (folder / TABLE).open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(("file", "prompt"))
-        writer.writerows((item.path.relative_to(folder).as_posix(), item.prompt) for item in found)
+        writer.writerows((cell(item.path.relative_to(folder).as_posix()), cell(item.prompt)) for item in found)
 
 
 def _table(path: Path) -> dict[str, str]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            return {row["file"]: row["prompt"] for row in csv.DictReader(file)}
+            return {uncell(row["file"] or ""): uncell(row["prompt"] or "") for row in csv.DictReader(file)}
     except FileNotFoundError as error:
         raise InputError(f"expected a table of prompts, got {path}, which is not there; check the path") from error
-    except (KeyError, UnicodeDecodeError, csv.Error) as error:
+    except (KeyError, OSError, ValueError, csv.Error) as error:
         raise InputError(f"expected a table with the columns file and prompt, got {path} ({error}); fix it") from error
 
 
 def _beside(path: Path) -> str:
     text = path.with_suffix(".txt")
-    return text.read_text("utf-8").strip() if text.is_file() else ""
+    try:
+        return text.read_text("utf-8").strip() if text.is_file() else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"expected a prompt in UTF-8, got {text} ({error}); correct or remove it") from error

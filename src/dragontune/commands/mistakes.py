@@ -6,9 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
-from dragontune.commands import places
+from dragontune.commands import places, yaml_files
 from dragontune.commands.recipe import Recipe
 from dragontune.errors import InputError
 from dragontune.rewards import source
@@ -39,14 +37,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file that holds a mapping.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or none that can be taken (`yaml_files`).
     """
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(yaml_files.MOST_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise InputError(f"expected a YAML file, got {path}, a folder or not there; check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"expected YAML in {path}, got {' '.join(str(error).split())}; correct it") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"expected a YAML file, got {str(path)[:200]} ({error}); check the path") from error
+    content = yaml_files.load(raw, str(path))
     if not isinstance(content, dict):
         got = "nothing" if content is None else str(content)[:40]
         raise InputError(f"expected fields with values in {path}, got {got}; correct it")

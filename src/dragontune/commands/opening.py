@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
+from dragontune.embedded import there
 from dragontune.errors import InputError
 from dragontune.generators import hub, pretrained
 from dragontune.generators.adapters import Lora
@@ -88,20 +89,29 @@ def add_options(options: argparse.ArgumentParser) -> None:
 def from_options(given: argparse.Namespace, model: str, runs: Sequence[Mapping[str, Any]]) -> Opening:
     """What the options say, else the first of the recipes `runs` (as they stand in their files), else the default.
 
+    A run that was handed on is data: what would run code, `family` and `allow_pickle`, is asked for by an option only.
+
     Raises:
-        InputError: a recipe was edited into nonsense.
+        InputError: a recipe was edited into nonsense, or asks for code.
     """
     recipe = runs[0] if runs else {}
     size = _part(Size, recipe, "size") | {name: value for name in SIZES if (value := getattr(given, name)) is not None}
     plan = _part(Plan, recipe, "plan") | {name: True for name in PLANS if getattr(given, name)}
-    family = given.family or recipe.get("family")
+    family = given.family
+    if family is None and recipe.get("family") is not None:
+        raise InputError(
+            f"expected --family, since the run's recipe names code ({recipe['family']}), got none; add --family "
+            f"{str(recipe['family']).removesuffix(':FAMILY')} if you trust that file"
+        )
+    if recipe.get("allow_pickle") and not given.allow_pickle:
+        raise InputError("expected --allow-pickle, since the run's recipe asks for it, got none; add it if you trust it")
     return Opening(
         model,
         given.precision or recipe.get("precision", "float32"),
         Size(**size),
         Plan(**plan),
         family if family is None or ":" in family else f"{family}:FAMILY",
-        given.allow_pickle or bool(recipe.get("allow_pickle")),
+        given.allow_pickle,
     )
 
 
@@ -116,7 +126,7 @@ def _part(kind: type[Size] | type[Plan], recipe: Mapping[str, Any], name: str) -
 def _adapter(text: str) -> Path:
     """A local file or folder, or one from the hub."""
     path = Path(text).expanduser()
-    if path.exists():
+    if there(path):
         inside = path / "adapter"
         return inside if inside.is_dir() else path
     if not hub.named(text):

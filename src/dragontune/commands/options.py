@@ -7,6 +7,7 @@ import warnings
 from typing import NoReturn
 
 from dragontune.errors import InputError
+from dragontune.plain_text import line
 
 
 class Options(argparse.ArgumentParser):
@@ -26,4 +27,4 @@ def speak_plainly() -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     warnings.filterwarnings("ignore")
     warnings.filterwarnings("always", module=r"dragontune\.")
-    warnings.showwarning = lambda message, *_: print(f"dragontune: warning: {message}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: print(f"dragontune: warning: {line(str(message))}", file=sys.stderr)

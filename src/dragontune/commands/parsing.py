@@ -28,12 +28,14 @@ from dragontune.sampling import Sampler
 
 T = TypeVar("T")
 
-FREE = ("evaluation", "trackers", "plan")
+FREE = ("evaluation", "trackers", "plan", "health")
 FREE_IN_LOOP = ("rounds", "micro_batch", "checkpoint_every", "keep", "sample_every", "sample_count")
 """What may change between the parts of one run without changing its course."""
 NOTHING = {"seconds": None, "height": None, "width": None, "frames": None, "fps": None}
 NEWER = {"guard": None, "precision": "float32", "start": None, "size": NOTHING, "family": None, "allow_pickle": False}
 """Fields with the defaults that they have in runs which were started before there were such fields."""
+NEWER_IN_ALGORITHM = {"bad_items": "stop", "most_bad_items": 0.1}
+"""The same of an algorithm's."""
 
 
 def encoder(name: str) -> Encoder:
@@ -76,6 +78,10 @@ def read_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, str, str]:
             fixed.pop(name, None)
     for name in FREE_IN_LOOP:
         fixed["loop"].pop(name, None)
+    arguments = fixed["algorithm"].get("init_args", {})
+    for name, default in NEWER_IN_ALGORITHM.items():
+        if arguments.get(name) == default:
+            arguments.pop(name)
     return recipe, parser.dump(settings), json.dumps(fixed, indent=1, sort_keys=True)
 
 

@@ -20,6 +20,7 @@ from dragontune.evaluation.guard import Guard, Lookout
 from dragontune.generators.adapters import Lora
 from dragontune.generators.base import Generator
 from dragontune.generators.checkpoint import Plan, Precision, Size
+from dragontune.health import Health
 from dragontune.rewards import standardise
 from dragontune.rewards.base import InstanceReward, Reward
 from dragontune.rewards.combine import InstanceSum, Sum
@@ -27,6 +28,8 @@ from dragontune.seeding import Key
 from dragontune.training.loop import Loop
 from dragontune.training.tracking import Tracker
 
+LONGEST_PROMPT = 100_000
+"""Letters; models read a few hundred at most and leave out the rest."""
 START = "start"
 """The folder of a run with the LoRA that it was begun with."""
 
@@ -38,7 +41,8 @@ class Recipe:
     `prompts` is a text file, one prompt a line. `start` is a LoRA to go on from, in place of the fresh one that `lora`
     describes: a folder in peft's format, a file of diffusers or of another trainer, or a hub name. `family` is a file
     of the user's that opens a pipeline which dragontune does not know (docs/extend.md). Without `evaluation` there is
-    no report, without `guard` no round is looked at and the last one's weights are the result.
+    no report, without `guard` no round is looked at and the last one's weights are the result. `health` says what is
+    no longer well while tuning (docs/health.md).
     """
 
     model: str
@@ -55,6 +59,7 @@ class Recipe:
     loop: Loop = field(default_factory=Loop)
     evaluation: Evaluation | None = None
     guard: Guard | None = None
+    health: Health = field(default_factory=Health)
     trackers: list[Tracker] = field(default_factory=list)
 
     @property
@@ -166,12 +171,26 @@ def read_prompts(path: str) -> list[str]:
     """
     try:
         lines = [line.strip() for line in locate(path).read_text("utf-8").splitlines()]
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
         raise InputError(f"expected a text file of prompts, one a line, got {path} ({error}); check it") from error
     prompts = [line for line in lines if line]
     if not prompts:
         raise InputError(f"expected at least one prompt, one a line, got none in {path}; write some into it")
+    for prompt in prompts:
+        check_prompt(prompt)
     return prompts
+
+
+def check_prompt(prompt: str) -> None:
+    """InputError for a text that no model reads: one that is no Unicode, holds a NUL, or is as long as a book."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"expected a prompt in UTF-8, got {prompt[:40]!r}; correct it") from error
+    if "\0" in prompt or len(prompt) > LONGEST_PROMPT:
+        raise InputError(
+            f"expected a prompt of at most {LONGEST_PROMPT} letters without NUL, got {prompt[:40]!r}...; correct it"
+        )
 
 
 def check_fit(algorithm: object, reward: Reward) -> None:

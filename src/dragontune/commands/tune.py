@@ -1,18 +1,29 @@
 """Fine-tune a model towards a reward, write the adapter, and compare it with the model it came from."""
 
+import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import torch
+from torch import Tensor
+
+from dragontune import launcher
 from dragontune.algorithms.base import Algorithm
 from dragontune.commands.recipe import START, Recipe, read_prompts
-from dragontune.errors import InterruptedRun
+from dragontune.errors import InterruptedRun, LostService
 from dragontune.evaluation.evaluate import evaluate
+from dragontune.parallel import by_main, from_main, is_main
+from dragontune.rewards.elsewhere import services
 from dragontune.training import files
 from dragontune.training.card import Card
 from dragontune.training.checkpoint import Record
 from dragontune.training.listening import Listening
-from dragontune.training.progress import Reporter, reporter
+from dragontune.training.progress import Reporter, Silent, reporter
 from dragontune.training.run_folder import RunFolder
 
 
@@ -25,22 +36,25 @@ def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: 
     Raises:
         InputError: the recipe or the folder is wrong; the folder is not touched.
         InterruptedRun: Ctrl-C or SIGTERM, with the state saved.
+        LostService: a reward service did not answer; likewise.
     """
-    folder = RunFolder(out)
-    with folder.held():
-        folder.check(fixed, resume)
-        if folder.finished(text):
-            print(f"There is nothing left to do in {out}.")
+    folder, main = RunFolder(out), is_main()
+    with folder.held() if main else nullcontext():
+        if served := from_main(lambda: services(recipe.reward) | services(recipe.guard, "guard")):
+            fixed = json.dumps(json.loads(fixed) | {"services": served}, indent=1, sort_keys=True)
+        from_main(lambda: folder.check(fixed, resume))
+        if from_main(lambda: folder.finished(text)):
+            say(f"There is nothing left to do in {out}.")
             return
         prompts = read_prompts(recipe.prompts)
-        algorithm = recipe.within(out).build()
+        recipe = replace(recipe, plan=replace(recipe.plan, shard=recipe.plan.shard or launcher.sharded()))
+        with _begun(recipe, out) as begun:
+            algorithm = begun.build()
         recipe.rehearse(algorithm, prompts)
         listening = Listening(algorithm.generator, algorithm.sampler, recipe.listened(prompts), recipe.loop.seed)
-        folder.claim(text, fixed)
-        if recipe.start and not (out / START).exists():
-            files.write_folder(out / START, lambda inside: algorithm.generator.save_adapter(str(inside)))
+        from_main(lambda: _claim(recipe, algorithm, folder, text, fixed))
         try:
-            with reporter() as report:
+            with reporter() if main else Silent() as report:
                 history = recipe.loop.run(
                     algorithm,
                     prompts,
@@ -48,18 +62,55 @@ def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: 
                     listening=listening,
                     trackers=recipe.trackers,
                     report=report,
-                    watch=recipe.watch(algorithm, report, print),
+                    watch=recipe.watch(algorithm, report, say),
+                    health=recipe.health,
                 )
                 _warn_if_nothing_differed(recipe, history)
-                folder.save_adapter(algorithm.generator)
-                _finish(recipe, algorithm, text, folder, history, report)
-            folder.finish(text)
+                from_main(lambda: folder.save_adapter(algorithm.generator))
+                with nullcontext(folder.report) if main else TemporaryDirectory() as place:
+                    finish = partial(_finish, recipe, algorithm, text, folder, history, report, Path(place))
+                    by_main(finish, algorithm.generator.sharded)
+            from_main(lambda: folder.finish(text))
         except (KeyboardInterrupt, InterruptedRun) as stop:
             what = str(stop) or "interrupted after tuning, while writing the adapter or the report"
             raise InterruptedRun(f"{what}; the state is saved, resume with: {again}") from stop
-    print(f"The adapter is in {folder.adapter}.")
+        except LostService as lost:
+            raise LostService(f"{lost}; the state is saved, resume with: {again}") from lost
+    say(f"The adapter is in {folder.adapter}.")
     if recipe.evaluation:
-        print(f"The report is {folder.report / 'index.html'}.")
+        say(f"The report is {folder.report / 'index.html'}.")
+
+
+def say(sentence: str) -> None:
+    """Print it, once for all processes."""
+    if is_main():
+        print(sentence)
+
+
+@contextmanager
+def _begun(recipe: Recipe, out: Path) -> Iterator[Recipe]:
+    """The recipe with the `start` that the run's folder keeps; other nodes, which lack that folder, get a copy."""
+    kept = from_main(lambda: {file.name: _content(file) for file in (out / START).glob("*")} if recipe.start else {})
+    if not kept or is_main():
+        yield recipe.within(out)
+        return
+    with TemporaryDirectory() as place:
+        for name, content in kept.items():
+            (Path(place) / name).write_bytes(content.numpy().tobytes())
+        yield replace(recipe, start=place)
+
+
+def _content(file: Path) -> Tensor:
+    return torch.frombuffer(bytearray(file.read_bytes()), dtype=torch.uint8)
+
+
+def _claim(recipe: Recipe, algorithm: Algorithm, folder: RunFolder, text: str, fixed: str) -> None:
+    """Take the folder, and keep what is begun with in it."""
+    folder.claim(text, fixed)
+    start = folder.path / START
+    if recipe.start and not start.exists():
+        files.write_folder(start, lambda inside: algorithm.generator.save_adapter(str(inside)))
+        folder.note(fixed)
 
 
 def _warn_if_nothing_differed(recipe: Recipe, history: list[Record]) -> None:
@@ -74,9 +125,15 @@ def _warn_if_nothing_differed(recipe: Recipe, history: list[Record]) -> None:
 
 
 def _finish(
-    recipe: Recipe, algorithm: Algorithm, text: str, folder: RunFolder, history: list[Record], report: Reporter
+    recipe: Recipe,
+    algorithm: Algorithm,
+    text: str,
+    folder: RunFolder,
+    history: list[Record],
+    report: Reporter,
+    place: Path,
 ) -> None:
-    """The model card, and the report if the recipe asks for one."""
+    """The model card, and the report if the recipe asks for one, in `place`."""
     card = Card(
         model=recipe.model,
         algorithm=type(algorithm).__name__,
@@ -84,8 +141,10 @@ def _finish(
         folder=str(folder.path),
         history=history,
         metrics=None,
+        health=recipe.health,
     )
-    files.write(folder.path / "README.md", card.text().encode())
+    if is_main():
+        files.write(folder.path / "README.md", card.text().encode())
     if recipe.evaluation is None:
         return
     metrics = evaluate(
@@ -94,10 +153,12 @@ def _finish(
         algorithm.current_reward(),
         algorithm.sampler,
         recipe.loop.seed,
-        folder.report,
+        place,
         history=history,
         progress=report,
         recipe=text,
         looks=recipe.guard and recipe.guard.looks(history, recipe.reward),
+        health=recipe.health,
     )
-    files.write(folder.path / "README.md", replace(card, metrics=metrics).text().encode())
+    if is_main():
+        files.write(folder.path / "README.md", replace(card, metrics=metrics).text().encode())

@@ -5,7 +5,6 @@ half precision (weights are read as float32).
 """
 
 import hashlib
-import json
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,9 +17,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dragontune import json_files, tensor_files
+from dragontune.embedded import there
 from dragontune.encoders.base import Encoder
 from dragontune.encoders.fingerprint import fingerprint
 from dragontune.errors import InputError
@@ -90,9 +90,9 @@ def find(model: str, weights: str | None = None) -> Path:
         InputError: it is neither here nor on the hub, or there is no connection.
     """
     local = Path(model).expanduser()
-    if local.is_dir():
+    if there(local) and local.is_dir():
         return local
-    if local.exists() or not hub.named(model):
+    if there(local) or not hub.named(model):
         raise InputError(f"expected the folder of a checkpoint or a hub name (owner/model), got {model}; check it")
     return hub.download(model, [*HUB_FILES, *([weights] if weights else HUB_WEIGHTS)], "the folder of a checkpoint")
 
@@ -147,7 +147,7 @@ def read_weights(folder: Path, name: str | None) -> dict[str, Any]:
     try:
         if path.suffix in PICKLES:
             return torch.load(path, map_location="cpu", weights_only=True)
-        return load_file(path)
+        return dict(tensor_files.read(path).tensors)
     except (OSError, SafetensorError, UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"expected the weights of a network in {path} ({reason}); restore the file") from error
@@ -156,7 +156,7 @@ def read_weights(folder: Path, name: str | None) -> dict[str, Any]:
 def read_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of a checkpoint; InputError where it is not there or torn."""
     try:
-        found = json.loads((folder / name).read_text("utf-8"))
+        found = json_files.read(folder / name)
     except (OSError, ValueError) as error:
         raise InputError(f"expected {name} in the checkpoint {folder} ({error}); restore the file") from error
     if not isinstance(found, dict):
@@ -217,11 +217,13 @@ def follow(network: nn.Module, media: Tensor) -> Tensor:
 def readable(folder: Path) -> Iterator[None]:
     """Whatever is wrong with the files is the input's fault; loading leaves the global random stream alone."""
     try:
+        tensor_files.check_folder(folder)
+        json_files.check_folder(folder)
         with torch.random.fork_rng(devices=[]):
             yield
     except InputError:
         raise
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"expected a complete checkpoint in {folder}, got a defect ({reason}); restore it") from error
 

@@ -25,6 +25,7 @@ from dragontune.evaluation.generations import Making, Progress, Steered
 from dragontune.evaluation.looks import Looks
 from dragontune.evaluation.report import Page, render, write
 from dragontune.generators.base import Generator
+from dragontune.health import Health, findings
 from dragontune.rewards.base import InstanceReward, Reward
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
@@ -101,13 +102,15 @@ def evaluate(
     recipe: str | None = None,
     looks: Looks | None = None,
     steer: Steered | None = None,
+    health: Health | None = None,
 ) -> dict:
     """Compare, write `out/index.html` and `out/metrics.json`, and return the metrics.
 
     `generator` carries the adapter; the untuned model is the same one with the adapter off. `history` is the run's log,
-    a row a round; `recipe` is a text to show on the page; `looks` are those of the run's guard. With `steer` the
-    untuned model is steered, too, and compared with best of n at the same cost; a generator without an adapter is then
-    compared with itself steered. In the metrics higher is better always: a distance is negative.
+    a row a round; `recipe` is a text to show on the page; `looks` are those of the run's guard; `health` says
+    what is well in the log. With `steer` the untuned model is steered, too, and compared with best of n at the same
+    cost; a generator without an adapter is then compared with itself steered. In the metrics higher is better always: a
+    distance is negative.
 
     Raises:
         InputError: too few prompts for a reward, or the steering does not fit.
@@ -138,14 +141,19 @@ def evaluate(
     def judge(sides: Comparison, each: str) -> Verdict:
         return sides.verdict(each, each == name, evaluation.subset, evaluation.subsets, key.fold("subsets", each))
 
-    found = [judge(comparison, each) for each in judges]
-    verdicts = [verdict for verdict in found if verdict.name in rewards]
-    steering = None if steer is None else arms.compare(comparison, found, compared, made, judge)
+    judgements = [judge(comparison, each) for each in judges]
+    verdicts = [verdict for verdict in judgements if verdict.name in rewards]
+    steering = None if steer is None else arms.compare(comparison, judgements, compared, made, judge)
     sweep = comparison.sweep(evaluation.scales if tuned else (), spaced(len(prompts), evaluation.subset))
+    found = tuple(findings(history or (), health or Health()))
+    peak = max((row.get("peak_memory") or 0 for row in history or ()), default=0)
     metrics = {
         "prompts": len(prompts),
         "rewards": {verdict.name: verdict.record() for verdict in verdicts},
         **({"steering": steering.record()} if steering else {}),
+        **({"guard": looks.record()} if looks else {}),
+        **({"health": {finding.key: finding.record() for finding in found}} if found else {}),
+        **({"peak_memory": peak} if peak else {}),
         "seconds": round(time.perf_counter() - started, 3),
         "package_versions": versions(),
         "seed": seed,
@@ -171,6 +179,7 @@ def evaluate(
         recipe=recipe,
         after=TUNED if tuned else STEERED,
         steering=steering,
+        findings=found,
     )
     out.mkdir(parents=True, exist_ok=True)
     write(out / "index.html", render(page))

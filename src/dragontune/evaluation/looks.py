@@ -42,6 +42,16 @@ class Looks:
         """The model that tuning started from."""
         return self.trials[0]
 
+    def record(self) -> dict[str, Any]:
+        """For metrics.json: how many looks there were, and what was handed over."""
+        chosen = {"round": self.chosen.round, "scale": self.chosen.scale, "diversity": self.chosen.diversity}
+        return {
+            "looks": self.count,
+            "handed_over": {**chosen, "rewards": dict(self.chosen.rewards)},
+            "untuned": {"diversity": self.untuned.diversity, "rewards": dict(self.untuned.rewards)},
+            "stopped": self.stopped,
+        }
+
     @property
     def largest(self) -> tuple[Trial, ...]:
         """The untuned model, and each look at the first of its scales."""

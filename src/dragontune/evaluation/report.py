@@ -4,9 +4,11 @@ Audio, pictures and plots are inside the page; it asks the network for nothing a
 """
 
 import os
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from importlib.resources import files
 from math import floor, isfinite, log10
 from pathlib import Path
@@ -19,8 +21,11 @@ from dragontune.evaluation.looks import Looks, Trial
 from dragontune.evaluation.pictures import Kept, Picture, picture_uri
 from dragontune.evaluation.plots import Clip
 from dragontune.evaluation.statistics import WinRate
+from dragontune.health import Finding
 
 MINUS = "\N{MINUS SIGN}"
+QUANTILES = ("q05", "q25", "q50", "q75", "q95")
+"""As the loop names them in the log."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +56,7 @@ class Page:
     recipe: str | None
     after: str = "tuned"
     steering: Steering | None = None
+    findings: tuple[Finding, ...] = ()
 
     @property
     def target(self) -> Verdict:
@@ -145,6 +151,23 @@ class Page:
         return plots.line_plot([row["round"] for row in rows], values, "curve", "round", size=(7.2, 2.8), rounds=True)
 
     @cached_property
+    def health(self) -> list[tuple[Finding, str | None]]:
+        """Every finding, with a small plot over the rounds where there is something to see; dashed is the threshold."""
+        return [(finding, _plot(finding)) for finding in self.findings]
+
+    @cached_property
+    def implicit(self) -> list[tuple[int, str, list[str]]]:
+        """Quantiles of the implicit rewards of D+ and D- in a few rounds, evenly spaced with the first and the last."""
+        logged = [(row["round"], row.get("metrics", {})) for row in self.history]
+        known = [(number, metrics) for number, metrics in logged if f"beta_a_positive_{QUANTILES[0]}" in metrics]
+        chosen = sorted({round(i * (len(known) - 1) / 4) for i in range(5)}) if known else []
+        return [
+            (number, side, list(numbers(*(metrics[f"beta_a_{name}_{each}"] for each in QUANTILES))))
+            for number, metrics in (known[i] for i in chosen)
+            for side, name in (("D+", "positive"), (f"D{MINUS}", "negative"))
+        ]
+
+    @cached_property
     def panels(self) -> list[tuple[Verdict, str, list[tuple[float, str]]]]:
         """The sweep, a small plot and its numbers for every reward."""
         found = []
@@ -212,13 +235,20 @@ def render(page: Page) -> str:
     environment.globals |= {"numbers": numbers, "shown": shown, "change": change, "verb": verb, "relative": relative}
     style, script = (Markup(folder.joinpath(name).read_text("utf-8")) for name in ("page.css", "page.js"))
     template = environment.from_string(folder.joinpath("page.html").read_text("utf-8"))
-    return template.render(page=page, style=style, script=script, rewards=[_row(verdict) for verdict in page.verdicts])
+    rows = [_row(verdict) for verdict in page.verdicts]
+    return template.render(page=page, style=style, script=script, script_hash=_hash(script), rewards=rows)
+
+
+def _hash(script: str) -> str:
+    """By which the page's content security policy knows its own script; no other is run."""
+    return f"sha256-{b64encode(sha256(script.encode()).digest()).decode()}"
 
 
 def write(path: Path, text: str) -> None:
     """All of the file or nothing: written beside it, then renamed."""
     beside = path.with_name(f".{path.name}.part")
     try:
+        beside.unlink(missing_ok=True)  # a link that lay there would be written through
         beside.write_text(text, "utf-8")
         os.replace(beside, path)
     finally:
@@ -290,6 +320,25 @@ def _floor(looks: Looks, name: str, untuned: float) -> float | None:
     if name == "diversity":
         return looks.least_diversity * untuned
     return None if name == "target" else untuned - looks.tolerance * abs(untuned)
+
+
+def _plot(finding: Finding) -> str | None:
+    if len(finding.values) < 2 or not any(finding.values):
+        return None
+    factor = 100 if finding.share else 1
+    values = [factor * value for value in finding.values]
+    threshold = factor * finding.threshold
+    spread = max(values) - min(values)
+    near = min(values) - 2 * spread <= threshold <= max(values) + 2 * spread
+    return plots.line_plot(
+        finding.rounds,
+        values,
+        f"health-{finding.key}",
+        "round",
+        size=(3.6, 1.9),
+        rounds=True,
+        floor=threshold if near or finding.verdict != "fine" else None,
+    )
 
 
 def _row(verdict: Verdict) -> dict[str, object]:

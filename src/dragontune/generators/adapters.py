@@ -18,20 +18,17 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict, inject_adapter_in_model, set_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dragontune import tensor_files
 from dragontune.errors import InputError
-from dragontune.generators import lora_files
+from dragontune.generators import adapter_settings, lora_files
+from dragontune.generators.adapter_settings import LARGEST_RANK
 
 ADAPTER = "default"
 PREFIX = "base_model.model."  # what a PeftModel puts before the names of the network it wraps
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
-
-
-LARGEST_RANK = 4096
-"""More than the width of the layers of any model of today, so it can only be a slip."""
 
 PLAIN = (
     *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
@@ -238,6 +235,7 @@ def _read(network: nn.Module, folder: Path, home: Home | None) -> tuple[LoraConf
     if home is not None and not (folder / CONFIG_FILE).is_file() and (file := lora_files.find(folder)):
         found = lora_files.read(file, home.pipeline, home.part, network)
         try:
+            adapter_settings.check(found.settings)
             return LoraConfig(**found.settings), found.weights
         except (TypeError, ValueError) as error:
             raise InputError(f"expected a LoRA, got {file} with settings of something else ({error})") from error
@@ -245,9 +243,11 @@ def _read(network: nn.Module, folder: Path, home: Home | None) -> tuple[LoraConf
         if not (folder / name).is_file():
             raise InputError(f"expected an adapter in peft's format, got {folder} without {name}; check the folder")
     try:
+        adapter_settings.read(folder / CONFIG_FILE)
         config = LoraConfig.from_pretrained(str(folder))
-        weights = load_file(folder / WEIGHTS_FILE)
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        weights = dict(tensor_files.read(folder / WEIGHTS_FILE).tensors)
+        tensor_files.check_finite(weights)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise InputError(f"expected a readable adapter, got {folder} ({error}); restore the folder") from error
     if not isinstance(config, LoraConfig):
         raise InputError(f"expected a LoRA adapter, got {folder} of another kind; only LoRA is supported")
@@ -263,7 +263,7 @@ def _put(network: nn.Module, config: LoraConfig, weights: dict[str, Tensor], sou
         detach(network)
         try:
             _inject(network, config, seed=0)
-        except ValueError as error:
+        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
             detach(network)
             layers = sorted(name for name in config.target_modules or () if len(name) > 1)
             raise InputError(

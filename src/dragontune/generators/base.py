@@ -27,6 +27,8 @@ class Generator(ABC):
     latent_shape: tuple[int, ...]
     sample_rate: int
     device: torch.device
+    sharded: bool = False
+    """Whether processes share the network's weights, so that they must call it equally often."""
     projection: AdaptiveProjection | None = None
     """How samplers guide this model, which predicts a flow, if not by classifier-free guidance."""
 

@@ -1,16 +1,19 @@
 """A model in diffusers' format on this disk, and how to open it: on what, how precisely, how large, how thriftily."""
 
-import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
+from diffusers import pipelines
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
+from dragontune import json_files
 from dragontune.errors import InputError
+from dragontune.parallel import processes
 
 P = TypeVar("P", bound=DiffusionPipeline)
 
@@ -82,12 +85,19 @@ class Plan:
     the text encoders in main memory, but for the moment in which a prompt is seen for the first time; each is encoded
     once. `tiling` decodes item by item and long or large ones in overlapping tiles, whose seams are blended: this alone
     changes results a little. `compile` runs the network through `torch.compile`: quicker after a slow first call.
+    `shard` lets the processes of a run share the network's frozen weights (`sharding.py`); one process has them all.
     """
 
     checkpointing: bool = False
     offload: bool = False
     tiling: bool = False
     compile: bool = False
+    shard: bool = False
+
+    @property
+    def shared(self) -> bool:
+        """Whether there are processes to share the network's weights."""
+        return self.shard and processes() > 1
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,7 @@ class Checkpoint:
             InputError: it is not there or is no JSON object.
         """
         try:
-            content = json.loads((self.folder / file).read_text("utf-8"))
+            content = json_files.read(self.folder / file)
         except (OSError, ValueError) as error:
             raise InputError(f"expected {file} in {self.folder} ({error}); restore the folder") from error
         if not isinstance(content, dict):
@@ -147,19 +157,36 @@ class Checkpoint:
         pipeline = kind.from_pretrained(str(self.folder), dtype=dtypes, use_safetensors=safe, **parts)
         for name, part in pipeline.components.items():
             if isinstance(part, nn.Module):
-                away = self.plan.offload and name not in (*network, *AUTOENCODER)
+                away = self.plan.shared if name in network else self.plan.offload and name not in AUTOENCODER
                 frozen(part, torch.device("cpu") if away else self.device)
         return pipeline
 
     def _check_parts(self, others: Mapping[str, object]) -> None:
-        """InputError if a part that the index names is not there: some libraries would make do without it."""
+        """InputError if a part that the index names is not there: some libraries would make do without it.
+
+        Nor may the index name a library that nobody has imported yet: that would run its code.
+        """
         for name, kind in self.read("model_index.json").items():
+            if isinstance(kind, list) and kind and not _known(kind[0]):
+                raise InputError(
+                    f"expected parts of diffusers and transformers in {self.folder}, got {name} of {kind[0]}; if you "
+                    "trust it, open it by a family of your own that imports this (docs/extend.md)"
+                )
             wanted = isinstance(kind, list) and len(kind) == 2 and None not in kind and name not in others
             if not wanted or name in ("scheduler", *SPARED):
                 continue
             files = {file.name for file in (self.folder / name).glob("*")}
             if not files - (SETTINGS if name.startswith("tokenizer") else set()):
                 raise InputError(f"expected {name} in {self.folder}, which its index names, got none; restore it")
+
+
+def _known(library: object) -> bool:
+    """Whether a part's library is one of diffusers' own pipelines, or is loaded already."""
+    return (
+        library is None
+        or isinstance(library, str)
+        and (library.partition(".")[0] in sys.modules or hasattr(pipelines, library))
+    )
 
 
 N = TypeVar("N", bound=nn.Module)

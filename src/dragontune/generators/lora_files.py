@@ -16,10 +16,10 @@ from typing import Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dragontune import json_files, tensor_files
 from dragontune.errors import InputError
 
 FILE = "pytorch_lora_weights.safetensors"
@@ -68,7 +68,7 @@ def read(file: Path, kind: type[DiffusionPipeline], part: str, network: nn.Modul
     """
     try:
         weights, alphas, metadata = _converted(file, kind, part, network)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"expected a LoRA for this model, got {file} ({reason}); use another") from error
     others = [name for name in weights if name.startswith(OTHER_PARTS)]
@@ -133,11 +133,14 @@ def _converted(
     file: Path, kind: type[DiffusionPipeline], part: str, network: nn.Module
 ) -> tuple[dict[str, Tensor], dict[str, Any] | None, dict[str, Any] | None]:
     """Weights, alphas and peft's configuration, by diffusers' loader where the pipeline has one."""
+    found = tensor_files.read(file)
+    tensor_files.check_finite(found.tensors)
+    settings = json_files.loads(found.metadata.get(METADATA, "{}"))
+    if not isinstance(settings, dict):
+        raise ValueError("settings that are none in its header")
     convert = getattr(kind, "lora_state_dict", None)
     if convert is None:
-        with safe_open(file, "pt") as opened:
-            said = (opened.metadata() or {}).get(METADATA)
-        return load_file(file), None, json.loads(said) if said else None
+        return dict(found.tensors), None, settings or None
     extra: dict[str, Any] = {"return_alphas": True} if "return_alphas" in signature(convert).parameters else {}
     extra |= {"unet_config": network.config} if part == "unet" else {}
     weights, *alphas, metadata = convert(

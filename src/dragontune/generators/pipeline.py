@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dragontune.data import Media, Rows
-from dragontune.generators import adapters
+from dragontune.generators import adapters, sharding
 from dragontune.generators.base import Generator
 from dragontune.generators.checkpoint import AUTOENCODER, Checkpoint, P, Precision
 from dragontune.generators.codec import Codec
@@ -31,6 +31,11 @@ class Adapted(Generator):
     @abstractmethod
     def network(self) -> nn.Module:
         """The denoiser, the only part that is ever trained."""
+
+    @property
+    def sharded(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether processes share the network's weights."""
+        return sharding.sharded(self.network)
 
     def autocast(self) -> AbstractContextManager[object]:
         """Within it matrices are multiplied in `precision`."""

@@ -1,6 +1,5 @@
 """Open a pretrained generator: the embedded one, a local diffusers folder, or a hub name. Only safetensors are read."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,9 +16,10 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
-from dragontune.embedded import is_embedded, locate
+from dragontune import json_files, tensor_files
+from dragontune.embedded import is_embedded, locate, there
 from dragontune.errors import InputError
-from dragontune.generators import adapters, hub
+from dragontune.generators import adapters, hub, sharding
 from dragontune.generators.adapters import Lora
 from dragontune.generators.checkpoint import Checkpoint, Plan, Precision, Size
 from dragontune.generators.codec import Codec
@@ -59,6 +59,9 @@ FAMILIES = {
     "TokenMusicPipeline": "token_music",
 }
 """The modules of `generators` by the pipelines they open; a module is imported when it is needed."""
+DEFECTS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+DEFECTS += (ImportError, SafetensorError, UnpicklingError)
+"""What libraries raise where files do not fit together."""
 OF_TOKENS = ("sequences", "token_music")
 ADDED: dict[str, Family] = {}
 """Families that the user brought (`add`)."""
@@ -103,6 +106,8 @@ def load(
         checkpointed(generator.network)
     if lora is not None:
         adapters.attach(generator.network, lora)
+    if checkpoint.plan.shared:
+        sharding.shard(generator.network, checkpoint.device)
     if checkpoint.plan.compile:
         generator.network.compile(dynamic=False)
     return generator
@@ -136,7 +141,7 @@ def checkpointed(network: nn.Module) -> None:
 
 def find(model: str, allow_pickle: bool = False) -> Path:
     """The local folder of a model; one with a hub name is downloaded into the hub's cache."""
-    if is_embedded(model) or Path(model).expanduser().exists():
+    if is_embedded(model) or there(Path(model).expanduser()):
         return locate(model)
     if not hub.named(model):
         raise InputError(
@@ -156,7 +161,7 @@ def _family(folder: Path) -> Family:
     if not (folder / INDEX).is_file():
         raise InputError(f"expected a diffusers folder with a {INDEX}, got {folder}; check the path")
     try:
-        kind = str(json.loads((folder / INDEX).read_text())["_class_name"])
+        kind = str(json_files.read(folder / INDEX)["_class_name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"expected a readable {INDEX} that names a pipeline, got {folder / INDEX}; restore it"
@@ -178,13 +183,15 @@ def _readable(folder: Path, allow_pickle: bool) -> Iterator[None]:
     if not allow_pickle:
         _refuse_pickles(folder)
     try:
+        tensor_files.check_folder(folder)
+        json_files.check_folder(folder)
         with torch.random.fork_rng(devices=[]):
             yield
     except InputError:
         raise
-    except (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError, UnpicklingError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
+    except torch.OutOfMemoryError:
+        raise
+    except DEFECTS as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"expected a complete model in {folder}, got a defect ({reason}); restore it") from error
 

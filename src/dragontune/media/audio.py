@@ -14,11 +14,21 @@ from torch import Tensor
 
 from dragontune.data import Rows
 from dragontune.errors import InputError
-from dragontune.media import resampling
+from dragontune.media import limits, resampling
 
 READABLE = (".wav", ".flac", ".ogg", ".mp3", ".aif", ".aiff", ".opus")
 WRITABLE = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 BLOCK = 1 << 16  # frames handed to the codec at once: the Vorbis encoder needs stack in proportion
+
+MOST_SAMPLES = 1 << 29
+"""Of one file, in all channels, counted as at 48 kHz where its rate is lower: 93 minutes of stereo, 2 GiB in memory."""
+MOST = "DRAGONTUNE_MOST_SAMPLES"
+"""The environment variable that sets another limit."""
+MOST_CHANNELS = 256
+RATES = (100, 2_000_000)
+"""The lowest and the highest sample rate that are taken for one, in hertz."""
+LONGEST_LIST = 64 << 20
+"""Bytes of a playlist."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,20 +90,26 @@ def read(path: str | Path) -> Audio:
     """One file as one row, every channel kept.
 
     Raises:
-        InputError: the file is missing, not audio, torn, without a sample, or not finite; the message names it.
+        InputError: the file is missing, not audio, torn, without a sample, not finite, or of more samples or channels
+            or another rate than can be (`MOST_SAMPLES`, `MOST_CHANNELS`, `RATES`); the message names it.
     """
     path = Path(path)
-    if not path.is_file():
+    if not limits.there(path):
         raise InputError(f"expected an audio file, got {path}, which is not there; check the path")
     try:
-        frames, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+        with soundfile.SoundFile(path) as file:
+            waveform, rate = _waveform(path, file), file.samplerate
+    except InputError:
+        raise
+    except MemoryError as error:
+        raise InputError(f"expected audio that fits into memory, got {path}; cut it, or remove the file") from error
+    except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
         raise InputError(f"expected readable audio, got {path} ({error}); replace or remove the file") from error
-    if len(frames) == 0:
+    if waveform.shape[1] == 0:
         raise InputError(f"expected audio of some length, got {path} with no sample in it; replace or remove the file")
-    if not np.isfinite(frames).all():
+    if not np.isfinite(waveform).all():
         raise InputError(f"expected finite samples, got {path} with NaN or infinity; replace or remove the file")
-    return Audio(torch.from_numpy(np.ascontiguousarray(frames.T))[None], rate)
+    return Audio(torch.from_numpy(waveform)[None], rate)
 
 
 def folder(path: str | Path) -> list[Path]:
@@ -114,18 +130,55 @@ def folder(path: str | Path) -> list[Path]:
 def playlist(path: str | Path) -> list[Path]:
     """The files an `.m3u` playlist names, one a line, relative to the playlist; lines with # are comments.
 
+    They may lie anywhere: a playlist is the user's word, and what it names is only ever read, as media.
+
     Raises:
         InputError: it is not text, or names no file; a file that is not there is named when it is read.
     """
     path = Path(path)
     try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            content = file.read(LONGEST_LIST + 1)
+        if len(content) > LONGEST_LIST:
+            raise ValueError(f"more than {LONGEST_LIST} bytes")
+        lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:
         raise InputError(f"expected a playlist in UTF-8, one file a line, got {path} ({error}); correct it") from error
     found = [path.parent / line for line in lines if line and not line.startswith("#")]
     if not found:
         raise InputError(f"expected one audio file a line in {path}, got none; name some")
     return found
+
+
+def _waveform(path: Path, file: soundfile.SoundFile) -> Float[np.ndarray, " channels samples"]:
+    """What a file holds; more than the limit is not even asked for.
+
+    It is read at once: soundfile seeks after every part, and MP3 goes on wrongly after that.
+    """
+    if not 1 <= file.channels <= MOST_CHANNELS:
+        raise InputError(f"expected at most {MOST_CHANNELS} channels, got {path} of {file.channels}; mix them down")
+    if not RATES[0] <= file.samplerate <= RATES[1]:
+        raise InputError(
+            f"expected a sample rate from {RATES[0]} to {RATES[1]} Hz, got {path} of {file.samplerate} Hz; convert it"
+        )
+    _bearable(path, file)
+    frames = file.read(dtype="float32", always_2d=True)
+    if len(frames) < file.frames and file.format not in ("MP3", "MPEG"):  # whose length is often an estimate
+        raise InputError(
+            f"expected the {file.frames} samples that {path} declares, got {len(frames)}; replace or remove the file"
+        )
+    return np.ascontiguousarray(frames.T)
+
+
+def _bearable(path: Path, file: soundfile.SoundFile) -> None:
+    """InputError for a length that would fill the memory, also once it is resampled."""
+    limit = limits.most(MOST, MOST_SAMPLES)
+    counted = file.frames * file.channels * max(48000, file.samplerate) // file.samplerate
+    if counted > limit:
+        raise InputError(
+            f"expected at most {limit} samples (as at 48 kHz) in one file, got {path}, which declares {counted}; cut "
+            f"it, or set {MOST}"
+        )
 
 
 def _audio_files(path: Path) -> Iterator[Path]:

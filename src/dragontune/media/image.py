@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dragontune.data import Rows
 from dragontune.errors import InputError, NonFiniteError
+from dragontune.media import limits
 
 READABLE = (".png", ".jpg", ".jpeg", ".webp")
 WRITABLE = {".png": "PNG", ".webp": "WEBP", ".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -31,6 +32,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 MOST_PIXELS = 64_000_000
 """Of one picture: a small file can declare a size that fills any memory."""
+MOST = "DRAGONTUNE_MOST_PIXELS"
+"""The environment variable that sets another limit, of a picture and of all frames of a video."""
 ROUNDING = 1e-3
 """How far outside of [0, 1] a pixel may lie; it is then clipped."""
 
@@ -79,7 +82,7 @@ class Images(Rows):
             InputError: the file is missing, not a picture, torn, or of more than 64 megapixels; the message names it.
         """
         path = Path(path)
-        if not path.is_file():
+        if not limits.there(path):
             raise InputError(f"expected an image file, got {path}, which is not there; check the path")
         with opened(path, "image") as file:
             return cls(images(rgb(ImageOps.exif_transpose(file))[None]))
@@ -146,22 +149,24 @@ def opened(path: Path, what: str) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit here is lower
             file = Image.open(path, formats=FORMATS)
         with file:
-            if file.width * file.height > MOST_PIXELS:
+            if file.width * file.height > limits.most(MOST, MOST_PIXELS):
                 raise Image.DecompressionBombError(f"{file.width} x {file.height} pixels")
             yield file
     except InputError:
         raise
     except Image.DecompressionBombError as error:
-        limit = MOST_PIXELS // 1_000_000
+        limit = limits.most(MOST, MOST_PIXELS) // 1_000_000
         raise InputError(
-            f"expected at most {limit} megapixels, got {path} ({error}); scale it down or remove it"
+            f"expected at most {limit} megapixels, got {path} ({error}); scale it down, or set {MOST}"
         ) from error
     except UnidentifiedImageError as error:
         raise InputError(
             f"expected a readable {what}, got {path} (no content of a picture); replace or remove the file"
         ) from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        reason = str(error).partition("\n")[0]
+    except MemoryError as error:
+        raise InputError(f"expected a {what} that fits into memory, got {path}; scale it down or remove it") from error
+    except Exception as error:  # decoders of hostile content raise anything
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputError(f"expected a readable {what}, got {path} ({reason}); replace or remove the file") from error
 
 

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from dragontune.data import Rows
 from dragontune.errors import InputError
-from dragontune.media.image import images, opened, pixels, rgb
+from dragontune.media import limits
+from dragontune.media.image import MOST, images, opened, pixels, rgb
 
 READABLE = (".webp", ".gif", ".png", ".mp4")
 WRITABLE = {".webp": "WEBP", ".gif": "GIF", ".png": "PNG", ".mp4": "mp4"}
-MOST_PIXELS = 1_000_000_000
-"""Of all frames of a clip: a small file can declare a size that fills any memory."""
+MOST_PIXELS = 256_000_000
+"""Of all frames of a clip, 3 GiB in memory: a small file can declare a size that fills any."""
 GRID = 512
 """Height and width of a grid of key frames in pixels (Free2Guide, Kim et al. 2025)."""
 
@@ -100,7 +101,7 @@ def read(path: str | Path) -> Video:
         InputError: the file is missing, not a video, torn, or `.mp4` and PyAV is not there; the message names it.
     """
     path = Path(path)
-    if not path.is_file():
+    if not limits.there(path):
         raise InputError(f"expected a video file, got {path}, which is not there; check the path")
     if path.suffix.lower() not in READABLE:
         raise InputError(f"expected a video file ({', '.join(READABLE)}), got {path.name}; convert it")
@@ -168,10 +169,11 @@ def _evenly(frames: Sequence[np.ndarray], lasting: Sequence[float], path: Path) 
 
 def _bearable(path: Path, frames: int, height: int, width: int) -> None:
     """Raises InputError for clips that would fill the memory."""
-    if frames * height * width > MOST_PIXELS:
+    limit = limits.most(MOST, MOST_PIXELS)
+    if frames * height * width > limit:
         raise InputError(
-            f"expected at most {MOST_PIXELS // 1_000_000} megapixels in all frames of a video, got {path} ({frames} "
-            f"frames of {height} x {width}); cut it or scale it down"
+            f"expected at most {limit // 1_000_000} megapixels in all frames of a video, got {path} ({frames} frames "
+            f"of {height} x {width}); cut it or scale it down, or set {MOST}"
         )
 
 
@@ -206,7 +208,10 @@ def _read_mp4(path: Path) -> tuple[np.ndarray, float]:
         stream = container.streams.video[0]
         rate = stream.average_rate
         _bearable(path, max(stream.frames, 1), stream.height, stream.width)
-        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        frames = list[np.ndarray]()
+        for frame in container.decode(video=0):
+            frames.append(frame.to_ndarray(format="rgb24"))
+            _bearable(path, len(frames), *frames[-1].shape[:2])  # whatever was declared
     if not frames or not rate:
         raise InputError(f"expected a video of some length, got {path} without a frame; replace or remove the file")
     return np.stack(frames), float(rate)

@@ -6,18 +6,20 @@ The head that ships was fitted to simulated ratings, not to people's (docs/aesth
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dragontune import json_files, tensor_files
 from dragontune.data import Samples
 from dragontune.embedded import locate
 from dragontune.encoders.base import Embeddings, Encoder
@@ -75,19 +77,24 @@ class Head:
     def load(cls, path: str | Path) -> "Head":
         """Read a safetensors file; InputError where it is not a head or is damaged."""
         try:
-            with safe_open(str(path), framework="pt") as file:
-                header = file.metadata() or {}
-                points, values = file.get_tensor("points"), file.get_tensor("values")
+            found = tensor_files.read(path)
+            header, points, values = found.metadata, found.tensors["points"], found.tensors["values"]
             bandwidth = float(header["bandwidth"])
+            _check_numbers(found.tensors, bandwidth, float(header.get("offset", 0)))
             regression = (
                 KernelRidge(points, values, bandwidth, float(header["offset"]))
                 if header["kind"] == "ridge"
                 else NadarayaWatson(points, values, bandwidth)
             )
             pooling: Any = header["pooling"]
+            if pooling not in get_args(Pooling) or header["kind"] not in ("ridge", "nadaraya-watson"):
+                raise ValueError(f"a head of kind {header['kind'][:40]} and pooling {pooling[:40]}")
             origin = header["encoder"], header["encoder_digest"], header["source"]
-            head = cls(regression, pooling, *origin, json.loads(header["about"]))
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            about = json_files.loads(header["about"])
+            if not isinstance(about, dict):
+                raise ValueError("nothing about where it came from")
+            head = cls(regression, pooling, *origin, about)
+        except (OSError, KeyError, ValueError) as error:
             raise InputError(f"expected the head of an aesthetics reward, got {path} ({error}); {_REMEDY}") from error
         if head.digest != header.get("digest"):
             raise InputError(f"expected a head that agrees with its digest, got {path}, damaged or edited; {_REMEDY}")
@@ -148,6 +155,17 @@ class Aesthetics(InstanceReward[Tensor], DifferentiableReward):
     def score(self, features: Float[Tensor, " n dim"]) -> Float[Tensor, " n"]:
         """The predictions."""
         return self.fitted.regression.predict(features)
+
+
+def _check_numbers(tensors: Mapping[str, Tensor], bandwidth: float, offset: float) -> None:
+    """ValueError unless these can be the numbers of a regression."""
+    points, values = tensors["points"], tensors["values"]
+    shapes = points.ndim == 2 and points.numel() and values.shape == points.shape[:1]
+    if not shapes or len(tensors) != 2 or not points.dtype == values.dtype == torch.float64:
+        raise ValueError(f"points of shape {tuple(points.shape)} and values of shape {tuple(values.shape)}")
+    if not (0 < bandwidth < math.inf and math.isfinite(offset)):
+        raise ValueError(f"a bandwidth of {bandwidth} and an offset of {offset}")
+    tensor_files.check_finite(tensors)
 
 
 def pool(embeddings: Embeddings, pooling: Pooling) -> Float[Tensor, " n dim"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dragontune.data import Rows, Samples, join_columns
 from dragontune.distances.swaps import Rescoring, Swaps
+from dragontune.rewards.tally import Everything, Scores, Tally
 
 Features = Tensor | Rows
 """What `encode` returns: anything with one row per item."""
@@ -59,6 +60,13 @@ class Reward(ABC, Generic[F]):
     def score(self, features: F) -> Float[Tensor, " *scores"]:
         """One score per item, or one for the set; float64 where the maths needs it."""
 
+    def tally(self) -> Tally[F]:
+        """What takes the features of items part by part and scores them all at the end.
+
+        Here it keeps them; a reward that can do with less overrides it, so that sets may be larger than memory.
+        """
+        return Everything(self.score)
+
     @final
     def __call__(self, samples: Samples) -> Float[Tensor, " *scores"]:
         """Encode and score."""
@@ -70,7 +78,11 @@ class InstanceReward(Reward[F]):
 
     @abstractmethod
     def score(self, features: F) -> Float[Tensor, " n"]:
-        """One score per row."""
+        """One score per row, whatever the other rows are."""
+
+    def tally(self) -> Tally[F]:
+        """It scores items as they come."""
+        return Scores(self.score)
 
 
 class DistributionReward(Reward[F]):

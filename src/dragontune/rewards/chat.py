@@ -1,36 +1,25 @@
 """Questions to a chat model behind an OpenAI-compatible HTTP endpoint, whatever the endpoint does.
 
-An attempt may take so long to connect, and so long for all the rest, however steadily a slow answer drips. What may
-pass by itself (no connection, 408, 409, 425, 429, 5xx, a torn or unreadable answer, one that does not say what was
-asked for) is tried again, after a wait that doubles; what will not (another status, an untrusted certificate) is an
-InputError. Redirects are not followed, so the key goes to the endpoint's host and nowhere else. Left out: streaming,
-proxies, and more than one request in a connection.
+What may pass by itself (no connection, 408, 409, 425, 429, 5xx, a torn or unreadable answer, one that does not say what
+was asked for) is tried again, after a wait that doubles; what will not (another status, an untrusted certificate) is an
+InputError. A single attempt is `http.exchange`. Left out: streaming, proxies, and more than one request in a
+connection.
 """
 
-import http.client
 import json
 import math
-import os
-import re
-import socket
-import ssl
 import threading
-import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 from dragontune.errors import InputError
+from dragontune.rewards.http import Trouble, address, check_variable, exchange, secret
 from dragontune.seeding import Key
 
 LARGEST = 4 << 20
 """Bytes of an answer; more is not read."""
-
-PASSING = (408, 409, 425, 429)
-"""What may pass by itself, beside 5xx."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +32,6 @@ class Outcome:
     """Whether the endpoint ever answered, whatever it said."""
     trouble: str
     """What was wrong with the last attempt, in a few words; empty if nothing was."""
-
-
-class _Trouble(Exception):  # noqa: N818 - it may pass
-    """An attempt came to nothing, and another may not."""
-
-    def __init__(self, what: str, *, reached: bool = True, wait: float = 0.0) -> None:
-        super().__init__(what)
-        self.reached = reached
-        self.wait = wait
 
 
 @dataclass(frozen=True)
@@ -80,12 +60,7 @@ class Chat:
 
     def __post_init__(self) -> None:
         _ = self.address
-        # a key that stands here by mistake is seldom in capitals, and must not be shown
-        if self.key_variable and not re.fullmatch(r"[A-Z_][A-Z0-9_]*", self.key_variable):
-            raise InputError(
-                "expected the name of an environment variable (A to Z, 0 to 9 and _) as key_variable, got something "
-                "else, which is not shown in case it is the key; export the key and name its variable"
-            )
+        check_variable(self.key_variable, "key_variable")
         for name in ("timeout", "longest_wait"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) > 0):
                 raise InputError(f"expected a positive {name} in seconds, got {getattr(self, name)}; 60 is usual")
@@ -97,20 +72,7 @@ class Chat:
     @property
     def address(self) -> SplitResult:
         """The endpoint in parts."""
-        shown = self.endpoint if "@" not in self.endpoint and "?" not in self.endpoint else "one with more in it"
-        wrong = InputError(
-            f"expected an endpoint like http://localhost:8000/v1 (http or https, no user, query or fragment), got "
-            f"{shown}; correct it"
-        )
-        try:
-            parts = urlsplit(self.endpoint)
-            _ = parts.port, (parts.hostname or "").encode("idna")
-        except ValueError:
-            raise wrong from None
-        plain = re.fullmatch(r"[!-~]+", self.endpoint) and not {"@", "?", "#"} & set(self.endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname or not plain:
-            raise wrong
-        return parts
+        return address(self.endpoint, "an endpoint", "http://localhost:8000/v1")
 
     def key(self) -> str:
         """The key, or nothing where none is named.
@@ -118,16 +80,7 @@ class Chat:
         Raises:
             InputError: the variable is not set, or holds what cannot be a key.
         """
-        if not self.key_variable:
-            return ""
-        key = os.environ.get(self.key_variable, "").strip()
-        if not re.fullmatch(r"[!-~]+", key):
-            got = "something with other characters in it" if key else "nothing"
-            raise InputError(
-                f"expected a key of printable ASCII in the environment variable {self.key_variable}, got {got}; "
-                f"export {self.key_variable}"
-            )
-        return key
+        return secret(self.key_variable)
 
     def ask(
         self, question: Mapping[str, Any], read: Callable[[str], int | None], stop: threading.Event, item: str = ""
@@ -154,7 +107,7 @@ class Chat:
                 if value is not None:
                     return Outcome(value, requests, True, "")
                 trouble, unread = "a reply without what was asked for", unread + 1
-            except _Trouble as error:
+            except Trouble as error:
                 trouble, wait, reached = str(error), error.wait, reached or error.reached
             if attempt < self.retries:
                 stop.wait(self._pause(attempt, wait, item))
@@ -169,78 +122,15 @@ class Chat:
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        parts, expired = self.address, threading.Event()
-        late = f"no complete answer within {self.timeout:g} s"
-        plain = http.client.HTTPConnection if parts.scheme == "http" else http.client.HTTPSConnection
-        connection = plain(parts.hostname or "", parts.port or plain.default_port)
-        reached = False
-        try:
-            connected = self._connect(connection)
-
-            def expire() -> None:
-                expired.set()
-                with suppress(OSError):  # closed already
-                    socket.socket.shutdown(connected, socket.SHUT_RDWR)
-
-            watch = threading.Timer(self.timeout, expire)
-            watch.daemon = True
-            watch.start()
-            try:
-                if isinstance(connected, ssl.SSLSocket):
-                    connected.do_handshake()
-                path = f"{parts.path.rstrip('/')}/chat/completions"
-                connection.request("POST", path, body, headers)
-                answer = connection.getresponse()
-                reached = True
-                content = answer.read(LARGEST + 1)
-            finally:
-                watch.cancel()
-        except ssl.SSLCertVerificationError as error:
+        path = f"{self.address.path.rstrip('/')}/chat/completions"
+        answer = exchange(self.address, "POST", path, body, headers, timeout=self.timeout, largest=LARGEST)
+        if not 200 <= answer.status < 300:
+            said = "" if answer.status in (401, 403) else _said(answer.content, key)
             raise InputError(
-                f"expected a trusted certificate of {self.endpoint}, got one that is not ({error.verify_message}); "
-                "correct the endpoint, or name the file of its authority in the environment variable SSL_CERT_FILE"
-            ) from None
-        except TimeoutError:
-            raise _Trouble(late, reached=reached) from None
-        except (OSError, ValueError, http.client.HTTPException) as error:
-            what = late if expired.is_set() else f"no answer ({type(error).__name__})"
-            raise _Trouble(what, reached=reached) from None
-        finally:
-            connection.close()
-        if expired.is_set():
-            raise _Trouble(late)
-        return self._good(answer, content, key)
-
-    def _connect(self, connection: http.client.HTTPConnection) -> socket.socket:
-        """A connection whose handshake, if it is to have one, is still to come."""
-        connected = socket.create_connection((connection.host, connection.port), self.timeout)
-        if isinstance(connection, http.client.HTTPSConnection):
-            context = ssl.create_default_context()
-            try:
-                connected = context.wrap_socket(
-                    connected, server_hostname=connection.host, do_handshake_on_connect=False
-                )
-            except BaseException:
-                connected.close()
-                raise
-        connection.sock = connected
-        return connected
-
-    def _good(self, answer: http.client.HTTPResponse, content: bytes, key: str) -> bytes:
-        """The content, if the status is good and all of it is there."""
-        status = answer.status
-        if status in PASSING or status >= 500:
-            raise _Trouble(f"status {status}", wait=_seconds(answer.headers.get("Retry-After")))
-        if not 200 <= status < 300:
-            said = "" if status in (401, 403) else _said(content, key)
-            raise InputError(
-                f"expected an answer of {self.endpoint}, got status {status}{said}; {self._remedy(status)}"
-            ) from None
-        if len(content) > LARGEST:
-            raise _Trouble(f"an answer of more than {LARGEST >> 20} MiB")
-        if answer.length:
-            raise _Trouble("a torn answer")
-        return content
+                f"expected an answer of {self.endpoint}, got status {answer.status}{said}; "
+                f"{self._remedy(answer.status)}"
+            )
+        return answer.content
 
     def _remedy(self, status: int) -> str:
         if status < 400:
@@ -258,16 +148,16 @@ def _text(content: bytes) -> str:
     try:
         answer = json.loads(content)
     except (ValueError, RecursionError):
-        raise _Trouble("an answer that is not JSON") from None
+        raise Trouble("an answer that is not JSON") from None
     match answer:
         case {"choices": [{"finish_reason": "length" | "content_filter" as reason}, *_]}:
-            raise _Trouble(f"a reply that was cut ({reason})")
+            raise Trouble(f"a reply that was cut ({reason})")
         case {"choices": [{"message": {"content": str(text)}}, *_]}:
             return text
         case {"choices": [{"message": {"content": [*parts]}}, *_]}:
             return "".join(part["text"] for part in parts if isinstance(part, dict) and type(part.get("text")) is str)
         case _:
-            raise _Trouble("an answer without a reply")
+            raise Trouble("an answer without a reply")
 
 
 def _said(content: bytes, key: str) -> str:
@@ -282,17 +172,3 @@ def _said(content: bytes, key: str) -> str:
             return f" ({' '.join(''.join(c if c.isprintable() else ' ' for c in message).split())[:200]})"
         case _:
             return ""
-
-
-def _seconds(retry_after: str | None) -> float:
-    """How long the header asks to wait: in seconds or until a date; 0 where it asks for nothing that can be read."""
-    if retry_after is None:
-        return 0.0
-    try:
-        seconds = float(retry_after)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(retry_after).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return 0.0
-    return max(seconds, 0.0) if math.isfinite(seconds) else 0.0

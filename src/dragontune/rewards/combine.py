@@ -20,6 +20,7 @@ from dragontune.rewards import standardise
 from dragontune.rewards.base import DifferentiableReward, DistributionReward, Features, InstanceReward, Reward
 from dragontune.rewards.crop import Crop
 from dragontune.rewards.standardise import Adaptive, Spread, State, halves_spread, inside, items_spread, outside, place
+from dragontune.rewards.tally import Tally
 from dragontune.seeding import Key
 
 Standardise = Literal["fixed", "running"]
@@ -206,10 +207,16 @@ class Sum(Weighted, DistributionReward[Parts]):
         with torch.no_grad():
             return self._total(features)
 
+    def tally(self) -> Tally[Parts]:
+        """Each member's own."""
+        return SumTally(self)
+
+    def total(self, means: Mapping[str, Float[Tensor, ""]]) -> Float[Tensor, ""]:
+        """The weighted sum of the members' (mean) scores, which are given."""
+        return torch.stack([self._factor(name) * means[name] for name in self.rewards]).sum() + self._offset
+
     def _total(self, features: Parts) -> Float[Tensor, ""]:
-        members = self.rewards.items()
-        terms = [self._factor(name) * _mean(reward, features.members[name]) for name, reward in members]
-        return torch.stack(terms).sum() + self._offset
+        return self.total({name: _mean(reward, features.members[name]) for name, reward in self.rewards.items()})
 
     def swaps(self, first: Parts, second: Parts) -> Swaps:
         """The sum of the members' exchanges; of an instance reward those of its mean."""
@@ -221,6 +228,24 @@ class Sum(Weighted, DistributionReward[Parts]):
             (self._factor(name), member_swaps(reward, first.members[name], second.members[name]))
             for name, reward in self.rewards.items()
         ]
+
+
+class SumTally(Tally[Parts]):
+    """A set for a `Sum`, which comes part by part."""
+
+    def __init__(self, reward: Sum) -> None:
+        self._reward = reward
+        self._members = {name: member.tally() for name, member in reward.rewards.items()}
+
+    def add(self, features: Parts) -> None:
+        """Tell every member."""
+        for name, member in self._members.items():
+            member.add(features.members[name])
+
+    def score(self) -> Float[Tensor, ""]:
+        """The weighted sum, without gradients."""
+        with torch.no_grad():
+            return self._reward.total({n: m.score().cpu().double().mean() for n, m in self._members.items()})
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,6 +21,7 @@ from dragontune.rewards.base import (
     InstanceReward,
     Reward,
 )
+from dragontune.rewards.tally import Tally
 from dragontune.seeding import Key
 
 
@@ -88,6 +89,10 @@ class Crop(Reward[F]):
     def score(self, features: F) -> Float[Tensor, " *scores"]:
         """The reward's."""
         return self.reward.score(features)
+
+    def tally(self) -> Tally[F]:
+        """The reward's."""
+        return self.reward.tally()
 
     def _media(self, media: Media, places: Float[Tensor, " n"]) -> Media:
         if isinstance(media, Tensor):

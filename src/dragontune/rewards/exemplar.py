@@ -39,9 +39,13 @@ class ExemplarReward(Reward[F]):
 
     def check_set(self, features: Features) -> None:
         """InputError for a set that is too small to be scored."""
-        if len(features) < self.minimum:
+        self.check_count(len(features))
+
+    def check_count(self, items: int) -> None:
+        """The same for a set of so many items."""
+        if items < self.minimum:
             raise InputError(
-                f"{type(self).__name__} needs at least {self.minimum} items in a set, got {len(features)}: add some"
+                f"{type(self).__name__} needs at least {self.minimum} items in a set, got {items}: add some"
             )
 
     def check_exemplars(self, least: int) -> Float[Tensor, " items dim"]:

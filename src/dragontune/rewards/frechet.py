@@ -7,17 +7,24 @@ sets of one size instead).
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from dragontune.data import Samples
 from dragontune.distances.frechet import Gaussian, frechet_distance, frechet_distance_per_item
 from dragontune.distances.frechet_swaps import FrechetSwaps
+from dragontune.distances.inputs import finite
+from dragontune.distances.moments import RunningMoments
 from dragontune.distances.swaps import Swaps, Total
 from dragontune.encoders.base import Embeddings
 from dragontune.errors import InputError
 from dragontune.rewards.base import DifferentiableReward, DistributionReward, InstanceReward
 from dragontune.rewards.exemplar import ExemplarReward
+from dragontune.rewards.tally import Tally
+
+KEPT = 1 << 24
+"""Numbers of a large set that are kept (128 MiB); of a larger one only its mean and covariance."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +55,46 @@ class SetFrechet(ExemplarReward[Embeddings], DistributionReward[Embeddings], Dif
         self.check_set(features)
         return -frechet_distance(features.pooled(), self.target)
 
+    def tally(self) -> Tally[Embeddings]:
+        """Frames up to `KEPT` numbers; beyond that their moments."""
+        return FrechetTally(self)
+
     def swaps(self, first: Embeddings, second: Embeddings) -> Swaps:
         """All exchanges at once."""
         return Total([(-1.0, FrechetSwaps(first.items(), self.target, second.items()))])
+
+
+class FrechetTally(Tally[Embeddings]):
+    """A set of any size: to rounding, the score of all its frames; to the bit, while they are kept."""
+
+    def __init__(self, reward: SetFrechet, kept: int = KEPT) -> None:
+        self.reward, self.kept = reward, kept
+        self.items = self._numbers = 0
+        self._frames: list[Tensor] = []
+        self._running: RunningMoments | None = None
+
+    def add(self, features: Embeddings) -> None:
+        """More items."""
+        frames = features.pooled()
+        self.items += len(features)
+        self._numbers += frames.numel()
+        if self._running is None and self._numbers > self.kept:
+            self._running = RunningMoments()
+            for earlier in self._frames:
+                self._running.add(earlier)
+            self._frames = []
+        if self._running is not None:
+            self._running.add(finite(frames, "the frames"))
+            return
+        self._frames.append(frames)
+
+    def score(self) -> Float[Tensor, ""]:
+        """Minus the distance of all frames."""
+        self.reward.check_count(self.items)
+        if self._running is None:
+            return -frechet_distance(torch.cat(self._frames), self.reward.target)
+        moments = self._running.total()
+        return -frechet_distance((moments.mean[0], moments.covariance()[0]), self.reward.target)
 
 
 @dataclass(frozen=True, eq=False)

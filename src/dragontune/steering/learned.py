@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from dragontune import json_files, tensor_files
 from dragontune.algorithms.rollouts import Rollouts, check_instance_reward
 from dragontune.algorithms.value import Regression, Value
 from dragontune.algorithms.value_lesson import FEWEST_ROLLOUTS, LEAST_R2, Lesson, lesson_prompts
@@ -155,12 +155,15 @@ class LearnedValue(Foresight):
     def _read(self, walk: Walk, reward: Reward) -> Value:
         path = self._path()
         try:
-            with safe_open(path, "pt") as file:
-                names = [name for name in file.keys() if name.startswith((PREFIX, MEMORY))]  # noqa: SIM118 - no mapping
-                weights = {name.rpartition(PREFIX)[2]: file.get_tensor(name) for name in names}
-                about = json.loads((file.metadata() or {}).get("dragontune", "{}"))
+            found = tensor_files.read(path)
+            own = {name: weight for name, weight in found.tensors.items() if name.startswith((PREFIX, MEMORY))}
+            weights = {name.rpartition(PREFIX)[2]: weight for name, weight in own.items()}
+            tensor_files.check_finite(weights)
+            about = json_files.loads(found.metadata.get("dragontune", "{}"))
+            if not isinstance(about, dict):
+                raise ValueError("nothing about where it came from")
             value = Value.of(weights, walk.generator.device)
-        except (OSError, SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        except (OSError, KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise InputError(f"expected a learnt value in {path}, got a defect ({reason}); learn it anew") from error
         self._check(about, walk, reward)

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from dragontune.errors import InputError
 
-FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+PARTIAL = ".partial"
+"""What the hidden name of a file or folder ends with that is being written, before its suffix."""
 
 
 def write(path: Path, content: bytes) -> None:
@@ -20,8 +22,9 @@ def write(path: Path, content: bytes) -> None:
 
 def make(path: Path, fill: Callable[[Path], object]) -> None:
     """Give `path` at once what `fill` writes into the file it is called with, which has the same suffix."""
-    beside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    beside = path.with_name(f".{path.stem}{PARTIAL}{path.suffix}")
     try:
+        beside.unlink(missing_ok=True)  # a link that lay there would be written through
         fill(beside)
         _flush(beside)
         beside.replace(path)
@@ -34,14 +37,16 @@ def make(path: Path, fill: Callable[[Path], object]) -> None:
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
     """Give `path` at once what `fill` writes into the folder it is called with; an older `path` is replaced whole."""
-    beside, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    beside, old = path.with_name(f".{path.name}{PARTIAL}"), path.with_name(f".{path.name}.old")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
         fill(beside)
-        for file in beside.rglob("*"):
-            if file.is_file():
-                _flush(file)
+        for entry in [*beside.rglob("*"), beside]:
+            if entry.is_file():
+                _flush(entry)
+            elif entry.is_dir():
+                flush_folder(entry)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise
@@ -55,23 +60,39 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
 
 def recover_folder(path: Path) -> None:
     """Undo a replacement by `write_folder` that was killed between its two renames, and remove what it left."""
-    beside, old = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.old")
+    beside, old = path.with_name(f".{path.name}{PARTIAL}"), path.with_name(f".{path.name}.old")
     if old.exists() and not path.exists():
         old.rename(path)
     for folder in (beside, old):
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what a killed process had begun to write directly in `folder`."""
+    for entry in folder.glob(f".*{PARTIAL}*"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, unless it is there.
 
     Raises:
-        InputError: something else is there, or on the way.
+        InputError: something else is there or on the way, or a folder cannot be made there.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise InputError(f"expected a folder, got {path}, which is or lies in a file; choose another --out") from error
+    except OSError as error:
+        if error.errno in FULL:
+            raise
+        raise InputError(
+            f"expected a place where a folder can be made, got {path} ({error.strerror}); choose another --out or its "
+            "permissions"
+        ) from error
 
 
 def flush_folder(path: Path) -> None:
@@ -89,10 +110,15 @@ def storage_trouble(error: BaseException) -> str | None:
                 "what to change in a recipe, and what was complete is still there (tune: --resume)"
             )
         code, text = getattr(cause, "errno", None), str(cause)
-        if code in FULL or "No space left" in text or "StorageFull" in text:
+        if code in FULL or any(words in text for words in ("No space left", "StorageFull", "File too large")):
             return (
                 f"expected room on the disk, got none left ({text}); what was complete is still there: "
                 "free some space and run again (tune: with --resume)"
+            )
+        if code == errno.EIO:
+            return (
+                f"expected a disk that works, got an error of it ({text}); what was complete is still there: see to the "
+                "disk and run again (tune: with --resume)"
             )
         if isinstance(cause, OSError) and code in READ_ONLY:
             place = cause.filename or "a file"

@@ -10,6 +10,7 @@ from dragontune.media.audio import Audio
 from dragontune.media.image import Images
 from dragontune.media.kinds import KINDS, kind_of
 from dragontune.media.video import Video
+from dragontune.parallel import from_main, is_main
 from dragontune.sampling import Sampler
 from dragontune.seeding import Key
 from dragontune.training import files
@@ -37,11 +38,14 @@ class Listening:
         return clips
 
     def write(self, folder: Path) -> None:
-        """Generate into `folder`; a folder that is there was written whole, by the same model, and is kept."""
-        if folder.exists():
+        """Generate into `folder`; a folder that is there was written whole, by the same model, and is kept.
+
+        Of several processes the main one does, with the others where they share the network's weights.
+        """
+        if from_main(folder.exists):
             return
-        clips = self.generate()
-        files.write_folder(folder, lambda inside: self._fill(inside, clips))
+        clips = self.generate() if is_main() or self.generator.sharded else []
+        from_main(lambda: files.write_folder(folder, lambda inside: self._fill(inside, clips)))
 
     def read(self, folder: Path) -> list[Rows]:
         """The items as they were written, as far as they are still there."""

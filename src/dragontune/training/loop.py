@@ -14,10 +14,13 @@ from typing import Any, Literal
 import torch
 
 from dragontune.algorithms.base import Algorithm
-from dragontune.errors import InputError, InterruptedRun, NonFiniteError
+from dragontune.errors import InputError, InterruptedRun
+from dragontune.health import Health, findings, in_a_row
+from dragontune.parallel import connected, from_main, in_company, is_main, level
 from dragontune.seeding import Key
 from dragontune.training import guard, signals
 from dragontune.training.checkpoint import Record, TrainingState
+from dragontune.training.health import watch_over
 from dragontune.training.listening import Listening
 from dragontune.training.progress import Reporter, Silent
 from dragontune.training.rounds import Rounds
@@ -73,6 +76,7 @@ class Loop:
             if not low <= (value := getattr(self, name)) <= high:
                 raise InputError(f"expected loop.{name} between {low} and {high}, got {value}; change it in the recipe")
 
+    @in_company()
     def run(
         self,
         algorithm: Algorithm[Any, Any],
@@ -83,52 +87,62 @@ class Loop:
         trackers: Sequence[Tracker] = (),
         report: Reporter | None = None,
         watch: Watch | None = None,
+        health: Health | None = None,
     ) -> list[Record]:
         """Tune the algorithm's weights in place and return one record a round; goes on where `folder` stopped.
 
         Without a `folder` nothing is written. Clips are written if there are a `listening` and a `folder`. With a
-        `watch` the weights are those of its best candidate in the end, at that one's LoRA scale.
+        `watch` the weights are those of its best candidate in the end, at that one's LoRA scale. `health` says what is
+        no longer well: it warns, and ends the run where it is told to. Of several processes all call this alike, and
+        the main one alone reads and writes.
 
         Raises:
-            InterruptedRun: Ctrl-C or SIGTERM; the state before the unfinished round is saved.
-            NonFiniteError: a reward, loss or gradient is; likewise.
+            InterruptedRun: Ctrl-C or SIGTERM, or another process was lost; the state before the unfinished round is
+                saved.
+            NonFiniteError: a reward is, or the loss or gradient of too many updates in a row; likewise.
         """
-        report = report or Silent()
+        report, health = report or Silent(), health or Health()
         weights = list(algorithm.parameters())
         optimizer = torch.optim.Adam(weights, lr=self.lr)
-        rounds = self._rounds(algorithm, prompts, weights, optimizer)
+        rounds = self._rounds(algorithm, prompts, weights, optimizer, health)
         memory = algorithm.memory()
         memory.clear()
+        level(weights)
         history, kept = self._resume(folder, weights, optimizer, memory, watch)
+        mine = folder if is_main() else None
         state = TrainingState.of(weights, optimizer, history, memory, kept)
+        told = {finding.key for finding in findings(history, health) if finding.verdict != "fine"}
         try:
-            for done in range(len(history), self.rounds + 1):
-                report("tuning", done, self.rounds, _note(history))
-                over = done == self.rounds or stopped(history)
-                if folder and listening and self.listens(done, over):
-                    listening.write(folder.samples(done))
-                if over:
-                    break
-                history.append(rounds(done))
-                if watch and due(watch, history):
-                    kept = inspect(watch, history, weights, kept)
-                state = TrainingState.of(weights, optimizer, history, memory, kept)
-                if folder:
-                    self._record(folder, state, trackers)
-            if watch and "look" not in history[-1]:
-                # in no checkpoint: a longer run would not make this look
-                kept = inspect(watch, history, weights, kept)
-                if folder:
-                    folder.log.restart(history)
-        except (KeyboardInterrupt, NonFiniteError) as stop:
+            with connected():
+                for done in range(len(history), self.rounds + 1):
+                    report("tuning", done, self.rounds, _note(history))
+                    over = done == self.rounds or stopped(history)
+                    if folder and listening and self.listens(done, over):
+                        listening.write(folder.samples(done))
+                    if over:
+                        break
+                    record = rounds(done, in_a_row(history))
+                    history.append(from_main(lambda record=record: record))
+                    level(weights)
+                    if watch and due(watch, history):
+                        kept = inspect(watch, history, weights, kept, algorithm.generator.sharded)
+                    watch_over(history, health, told)
+                    state = TrainingState.of(weights, optimizer, history, memory, kept)
+                    if mine:
+                        self._record(mine, state, trackers)
+                if watch and "look" not in history[-1]:
+                    # in no checkpoint: a longer run would not make this look
+                    kept = inspect(watch, history, weights, kept, algorithm.generator.sharded)
+                    if mine:
+                        mine.log.restart(history)
+        except BaseException as stop:
             with signals.ignored():
-                if folder:
-                    folder.checkpoints(self.keep).save(state)
-            if isinstance(stop, NonFiniteError):
+                self._rescue(mine, state, stop)
+            if not isinstance(stop, KeyboardInterrupt):
                 raise
             raise InterruptedRun(f"interrupted after {state.round} of {self.rounds} rounds") from stop
-        if folder and listening and self.sample_every:
-            _warn_if_unnoticed(listening, folder, len(history))
+        if mine and listening and self.sample_every:
+            _warn_if_unnoticed(listening, mine, len(history))
         if watch:
             hand_over(watch, algorithm.generator, history, weights, kept)
         return history
@@ -147,6 +161,7 @@ class Loop:
         prompts: Sequence[str],
         weights: Sequence[torch.nn.Parameter],
         optimizer: torch.optim.Optimizer,
+        health: Health,
     ) -> Rounds:
         return Rounds(
             algorithm=algorithm,
@@ -160,6 +175,7 @@ class Loop:
             micro_batch=self.micro_batch,
             max_norm=self.max_norm,
             rate=self.rate,
+            health=health,
         )
 
     def _resume(
@@ -173,16 +189,13 @@ class Loop:
         """Put back the newest state, if there is one; the rounds that led to it, and the best weights for a `watch`."""
         if folder is None:
             return [], copies(weights) if watch else []
-        state = folder.checkpoints(self.keep).latest()
-        if state is not None and state.round > self.rounds:
-            raise InputError(
-                f"expected loop.rounds of at least {state.round}, which {folder.path} has done already, "
-                f"got {self.rounds}; raise it or choose another --out"
-            )
+        found = from_main(lambda: self._stored(folder))
+        state = TrainingState(*found) if found else None
         if state is not None:
             state.restore(weights, optimizer, memory)
         history = list(state.history if state else ())
-        folder.log.restart(history)
+        if is_main():
+            folder.log.restart(history)
         if not watch:
             return history, []
         kept = state.best() if state else copies(weights)
@@ -192,6 +205,28 @@ class Loop:
             )
         return history, kept
 
+    def _stored(self, folder: RunFolder) -> tuple[int, dict[str, torch.Tensor], tuple[Record, ...]] | None:
+        """The fields of the newest state."""
+        state = folder.checkpoints(self.keep).latest()
+        if state is None:
+            return None
+        if state.round > self.rounds:
+            raise InputError(
+                f"expected loop.rounds of at least {state.round}, which {folder.path} has done already, "
+                f"got {self.rounds}; raise it or choose another --out"
+            )
+        return state.round, dict(state.tensors), state.history
+
+    def _rescue(self, folder: RunFolder | None, state: TrainingState, stop: BaseException) -> None:
+        """Save the state before the unfinished round, whatever stopped it; a full disk is told of once."""
+        if folder is None:
+            return
+        try:
+            folder.checkpoints(self.keep).save(state)
+        except OSError:
+            if isinstance(stop, KeyboardInterrupt):
+                raise
+
     def _record(self, folder: RunFolder, state: TrainingState, trackers: Sequence[Tracker]) -> None:
         """The checkpoint first: a line in the log that no checkpoint stands behind is dropped when resuming."""
         record = state.history[-1]
@@ -199,12 +234,14 @@ class Loop:
             folder.checkpoints(self.keep).save(state)
         folder.log.append(record)
         values = {"reward": record["reward"], "loss": record["loss"], **record["metrics"], **numbers(record)}
+        known = {name: value for name, value in values.items() if value is not None}
         for tracker in trackers:
-            tracker.log(state.round, values, folder.path)
+            tracker.log(state.round, known, folder.path)
 
 
 def _note(history: Sequence[Record]) -> str:
-    return f"reward {history[-1]['reward']:.4g}" if history else ""
+    reward = history[-1]["reward"] if history else None
+    return "" if reward is None else f"reward {reward:.4g}"
 
 
 def _warn_if_unnoticed(listening: Listening, folder: RunFolder, rounds: int) -> None:

@@ -3,27 +3,22 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 
 from dragontune.algorithms.base import COUNTS, Algorithm
 from dragontune.data import Rows
 from dragontune.errors import InputError
-from dragontune.parallel import add_up, processes, share
+from dragontune.health import Health
+from dragontune.parallel import add_up, everyone, portions, processes
 from dragontune.seeding import Key
 from dragontune.training import guard
 from dragontune.training.checkpoint import Record
-
-
-def plain() -> Accelerator:
-    """One that leaves gradients as they are, whatever ACCELERATE_* variables or a launcher's defaults say."""
-    return Accelerator(mixed_precision="no", gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1))
+from dragontune.training.health import Tally, Update, unsound
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,13 +36,16 @@ class Rounds:
     micro_batch: int
     max_norm: float
     rate: Callable[[int], float]
-    accelerator: Accelerator = field(default_factory=plain)
+    health: Health = field(default_factory=Health)
+    backward: Callable[[torch.Tensor], object] = torch.Tensor.backward
 
-    def __call__(self, number: int) -> Record:
+    def __call__(self, number: int, skipped: int = 0) -> Record:
         """Do round `number` (from 0; its record counts from 1) and say how it went.
 
+        `skipped` updates in a row, right before this round, were skipped.
+
         Raises:
-            NonFiniteError: a reward, a loss or a gradient is.
+            NonFiniteError: a reward or a weight is, or the loss or gradient of too many updates in a row.
         """
         start, key = time.monotonic(), self.key.fold("round", number)
         for group in self.optimizer.param_groups:
@@ -61,21 +59,26 @@ class Rounds:
             guard.finite("reward", collected["reward"], number + 1)
         size = min(self.batch, len(experience))
         _enough("rows in a batch", size)
-        steps: list[Mapping[str, float]] = []
+        tally = Tally(self.health, number + 1, skipped)
         for update in range(self.updates):
             rows = torch.tensor(deal(key.fold("rows"), len(experience), update * size, size))
-            steps.append(self.update(experience[rows], key.fold("update", update), number))
-        totals = {name: sum(step[name] for step in steps) for name in steps[0]}
-        means = {name: total / len(steps) for name, total in totals.items() if name not in COUNTS}
-        counts = {name: collected.get(name, 0.0) + totals.get(name, 0.0) for name in COUNTS if name in totals}
-        metrics = {**collected, **means, **counts}
+            tally.add(self.update(experience[rows], key.fold("update", update)))
+        logged = {name: value for name, value in collected.items() if not isinstance(value, tuple)}
+        texts = {name: list(value) for name, value in collected.items() if isinstance(value, tuple)}
+        means = tally.metrics()
+        counts = {name: logged.get(name, 0.0) + means[name] for name in COUNTS if name in means}
+        metrics = {**logged, **means, **counts}
+        norm = torch.nn.utils.get_total_norm(self.weights).item()
+        metrics["adapter_norm"] = guard.finite("norm of the weights", norm, number + 1)
         return {
             "round": number + 1,
             "seconds": round(time.monotonic() - start, 3),
             "peak_memory": peak_memory(),
-            "reward": metrics.pop("reward"),
-            "loss": metrics.pop("loss"),
+            "reward": metrics.pop("reward", None),
+            "loss": metrics.pop("loss", None),
             "metrics": metrics,
+            **texts,
+            **({"skips": tally.skips} if tally.skips else {}),
         }
 
     def chosen(self, number: int) -> list[str]:
@@ -83,26 +86,42 @@ class Rounds:
         rows = deal(self.key.fold("prompts"), len(self.prompts), number * self.pairs, self.pairs)
         return [self.prompts[row] for row in rows]
 
-    def update(self, batch: Rows, key: Key, number: int) -> Mapping[str, float]:
-        """One step of Adam on the mean loss over the batch, whatever the micro-batches and the processes."""
+    def update(self, batch: Rows, key: Key) -> Update:
+        """One step of Adam on the mean loss over the batch, whatever the micro-batches and the processes.
+
+        It is skipped where the loss or the gradient is not finite: weights and Adam's memory stay as they were.
+        """
         with torch.no_grad():
             prepared = self.algorithm.prepare(batch, key)
         totals: dict[str, float] = {}
+        columns: dict[str, list[torch.Tensor]] = {}
         for weight in self.weights:
             weight.grad = torch.zeros_like(weight)
-        for rows in share(len(prepared)).split(self.micro_batch):
-            part, part_of_all = prepared[rows], len(rows) / len(prepared)
+        total = sum(everyone(len(prepared)))
+        for portion in portions(torch.arange(len(prepared)), self.micro_batch, self.algorithm.generator.sharded):
+            part, part_of_all = prepared[portion.rows], len(portion.rows) / total
             loss, metrics = self.algorithm.loss(part)
-            self.accelerator.backward(loss * part_of_all)
+            self.backward(loss * (part_of_all if portion.real else 0.0))
+            if not portion.real:
+                continue
             for name, value in {**metrics, "loss": loss.item()}.items():
-                totals[name] = totals.get(name, 0.0) + part_of_all * value
+                if isinstance(value, torch.Tensor):
+                    columns.setdefault(name, []).append(value.detach().cpu())
+                else:
+                    totals[name] = totals.get(name, 0.0) + part_of_all * value
         add_up(weight.grad for weight in self.weights if weight.grad is not None)
-        totals = _summed(totals)
-        guard.finite("loss", totals["loss"], number + 1)
-        norm = torch.nn.utils.clip_grad_norm_(self.weights, self.max_norm)
-        totals["grad_norm"] = guard.finite("gradient norm", norm.item(), number + 1)
-        self.optimizer.step()
-        return totals
+        every = everyone((totals, {name: torch.cat(parts) for name, parts in columns.items()}))
+        totals = {name: sum(numbers[name] for numbers, _ in every) for name in totals}
+        rows = {name: torch.cat([by_row[name] for _, by_row in every]) for name in columns}
+        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.weights if weight.grad is not None])
+        totals["grad_norm"] = norm.item()
+        totals["clipped_updates"] = float(totals["grad_norm"] > self.max_norm)
+        if found := unsound(totals["loss"], totals["grad_norm"]):
+            self.optimizer.zero_grad()
+        else:
+            torch.nn.utils.clip_grads_with_norm_(self.weights, self.max_norm, norm)
+            self.optimizer.step()
+        return Update(totals, rows, found)
 
 
 def _enough(what: str, count: int) -> None:
@@ -111,13 +130,6 @@ def _enough(what: str, count: int) -> None:
             f"expected at least as many {what} as there are processes ({processes()}), got {count}; raise loop.pairs "
             "and loop.batch, or start fewer processes"
         )
-
-
-def _summed(numbers: Mapping[str, float]) -> dict[str, float]:
-    """Over all processes."""
-    values = torch.tensor(list(numbers.values()), dtype=torch.float64)
-    add_up([values])
-    return dict(zip(numbers, values.tolist(), strict=True))
 
 
 def peak_memory() -> int:

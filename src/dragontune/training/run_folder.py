@@ -4,17 +4,21 @@ import contextlib
 import fcntl
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dragontune.errors import InputError
 from dragontune.generators.base import Generator
-from dragontune.training import files
+from dragontune.training import files, links, outside
 from dragontune.training.checkpoint import Checkpoints, Record
 from dragontune.training.tracking import Log
 
 CLASS = ".class_path"
+_held: set[int] = set()
+"""Open folders: a lock goes on in forked processes (which read files for a reward, say) unless they close them."""
+os.register_at_fork(after_in_child=lambda: [os.close(_held.pop()) for _ in range(len(_held))] and None)
 SHOWN, LETTERS = 3, 60
 """How many changes of a recipe a message names, and how much of each value."""
 
@@ -65,39 +69,48 @@ class RunFolder:
             InputError: it is a file, cannot be written, or is in use.
         """
         new = not self.path.exists()
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise InputError(
-                f"expected a folder for the run, got {self.path}, which is or lies in a file; choose another --out"
-            ) from error
+        files.make_folder(self.path)
         if not os.access(self.path, os.W_OK):
             raise InputError(
                 f"expected a folder that can be written, got {self.path}; choose another --out or its permissions"
             )
         handle = os.open(self.path, os.O_RDONLY)
+        _held.add(handle)
+        try:
+            self._lock(handle)
+            yield
+        finally:
+            if handle in _held:  # not in a process that was forked meanwhile
+                _held.discard(handle)
+                os.close(handle)
+            if new:
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()  # of a recipe that was refused; what holds something stays
+
+    def _lock(self, handle: int) -> None:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
         except BlockingIOError as error:
             raise InputError(
                 f"expected a run folder of its own, got {self.path}, which another process is writing to; "
                 "wait for it or choose another --out"
             ) from error
-        finally:
-            os.close(handle)
-            if new:
-                with contextlib.suppress(OSError):
-                    self.path.rmdir()  # of a recipe that was refused; what holds something stays
+        except OSError as error:  # file systems over a network often cannot
+            warnings.warn(
+                f"{self.path} cannot be locked ({error.strerror}), so take care that no other process writes to it",
+                stacklevel=2,
+            )
 
     def check(self, fixed: str, resume: bool) -> None:
         """Whether this recipe may be run here; call it within `held`.
 
-        `fixed` is the part of the recipe that must stay the same while one run is interrupted and resumed.
+        `fixed` is the part of the recipe that must stay the same while one run is interrupted and resumed. So must the
+        files that it names (`outside`).
 
         Raises:
-            InputError: the folder holds another run, or anything else that is not ours.
+            InputError: the folder holds another run, or anything else that is not ours, or such a file has changed.
         """
+        links.refuse(self.path)
         if not self._marker.exists():
             strange = sorted(entry.name for entry in self.path.iterdir() if not entry.name.startswith("."))
             if strange and strange not in (["checkpoints"], ["checkpoints", "recipe.yaml"]):
@@ -110,20 +123,46 @@ class RunFolder:
                 f"expected an empty or new folder for the run, got {self.path}, which holds another run; "
                 "add --resume to go on with that one, or choose another --out"
             )
-        elif changes := _changes(json.loads(self._marker.read_text()), fixed):
+        elif not isinstance(before := _read(self._marker), str):
+            warnings.warn(
+                f"{self._marker} is damaged, so nobody can tell whether this is the recipe that {self.path} was "
+                f"started with; {self.recipe} should be",
+                stacklevel=2,
+            )
+        elif changes := _changes(before, fixed):
             shown, more = "; ".join(changes[:SHOWN]), len(changes) - SHOWN
             raise InputError(
                 f"expected the recipe that {self.path} was started with, got another ({shown}"
                 f"{f'; and {more} more' if more > 0 else ''}); resume with {self.recipe}, or choose another --out"
             )
+        elif changed := outside.changed(self._known(), self.path):
+            shown, more = "; ".join(changed[:SHOWN]), len(changed) - SHOWN
+            raise InputError(
+                f"expected the files that {self.path} was started with, got others ({shown}"
+                f"{f'; and {more} more' if more > 0 else ''}); put them back, choose another --out, or delete "
+                f"{self._outside} to go on with them all the same"
+            )
 
     def claim(self, recipe: str, fixed: str) -> None:
         """Take the folder, which `check` allowed, for this recipe."""
         files.recover_folder(self.adapter)
+        for folder in (self.path, self.path / "samples", self._marker.parent):
+            files.sweep(folder)
         self._end.unlink(missing_ok=True)
         self._marker.parent.mkdir(exist_ok=True)
         files.write(self.recipe, recipe.encode())
+        self.note(fixed)
         files.write(self._marker, json.dumps(fixed).encode())
+
+    def note(self, fixed: str) -> None:
+        """Remember what the files that `fixed` names hold, those known already as they were."""
+        files.write(
+            self._outside, json.dumps(outside.digests(json.loads(fixed), self.path, self._known()), indent=1).encode()
+        )
+
+    def _known(self) -> dict[str, str]:
+        found = _read(self._outside)  # none in a run that was started before there was such a file
+        return found if isinstance(found, dict) else {}
 
     def finish(self, recipe: str) -> None:
         """Remember that everything this recipe asks for is there."""
@@ -131,7 +170,7 @@ class RunFolder:
 
     def finished(self, recipe: str) -> bool:
         """Whether everything this recipe asks for is there."""
-        return self._end.exists() and json.loads(self._end.read_text()) == recipe
+        return _read(self._end) == recipe
 
     @property
     def _end(self) -> Path:
@@ -141,6 +180,10 @@ class RunFolder:
     def _marker(self) -> Path:
         return self.path / "checkpoints" / "recipe.json"
 
+    @property
+    def _outside(self) -> Path:
+        return self.path / "checkpoints" / "outside.json"
+
     def save_adapter(self, generator: Generator) -> None:
         """Write `adapter`, whole or not at all."""
         files.write_folder(self.adapter, lambda folder: generator.save_adapter(str(folder)))
@@ -149,6 +192,14 @@ class RunFolder:
         """The rounds in log.jsonl."""
         lines = self.log.path.read_text().splitlines() if self.log.path.exists() else []
         return [json.loads(line) for line in lines]
+
+
+def _read(path: Path) -> object:
+    """What stands in one of our own small files; None where it is not there or damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None
 
 
 def _changes(before: str, now: str) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dragontune.generators.base import Generator
+from dragontune.parallel import by_main
 from dragontune.training.checkpoint import Record
 
 Look = Mapping[str, Any]
@@ -80,14 +81,19 @@ def due(watch: Watch, history: Sequence[Record]) -> bool:
 
 
 def inspect(
-    watch: Watch, history: list[Record], weights: Sequence[nn.Parameter], kept: Sequence[Tensor]
+    watch: Watch,
+    history: list[Record],
+    weights: Sequence[nn.Parameter],
+    kept: Sequence[Tensor],
+    in_step: bool = False,
 ) -> list[Tensor]:
     """Look, and write what was found on the last record, which is replaced; returns the weights of the best so far.
 
-    `kept` are those before this look. A look that is not `due`, after the last round of a run, never stops it.
+    `kept` are those before this look. A look that is not `due`, after the last round of a run, never stops it. Of
+    several processes the main one looks; `in_step` all do, as the network needs them, and the main one is believed.
     """
     start, number = time.monotonic(), history[-1]["round"]
-    found = watch.look()
+    found = by_main(watch.look, in_step)
     before = best(history) or Candidate(0, 0.0, found["untuned"]["target"])
     sound = [Candidate(number, one["scale"], one["target"]) for one in found["tried"] if one["scale"] == found["sound"]]
     now = max([before, *sound], key=lambda candidate: candidate.target)  # the earlier one of two that are equal
