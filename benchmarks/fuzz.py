@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz.py [--count 60000] [--only audio,recipes] [--jobs 2] [--out benchmarks/results/fuzz.json]
 
-Every input ends in a value, an InputError or a NonFiniteError (of whole verbs: exit code 0, 2 or 5 and one line), within 5
-seconds. Each target (`fuzz_targets.py`) runs in a process of its own with bounded memory, so that a crash is a failure,
-too. The same count gives the same inputs (Hypothesis, derandomised). Exit code 1 on any failure, or below 50,000 inputs
-of a full run. For the readers under atheris, which follows coverage: `fuzz_readers.py`.
+Every input ends in a value, an InputError or a NonFiniteError (of whole verbs: exit code 0, 2 or 5 and one line),
+within 5 seconds of processor time. Each target (`fuzz_targets.py`) runs in a process of its own with bounded memory, so
+that a crash is a failure, too. The same count gives the same inputs (Hypothesis, derandomised). Exit code 1 on any
+failure, or below 50,000 inputs of a full run. For the readers under atheris, which follows coverage: `fuzz_readers.py`.
 """
 
 import argparse
@@ -27,6 +27,9 @@ from pathlib import Path
 from typing import Any
 
 SECONDS = 5.0
+"""Of the processor, for one input."""
+WAITING = 60.0
+"""Of the clock: what waits for something uses no processor."""
 MEMORY = 6 << 30
 """Bytes of address space that a target may take beyond what it has when its parts are imported."""
 FEWEST = 50_000
@@ -34,8 +37,26 @@ SHOWN = 5
 STORAGE = "HYPOTHESIS_STORAGE_DIRECTORY"
 """Where Hypothesis keeps what it learns of the code that it tries."""
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod", "shutil.rmtree")
-FORBIDDEN = ("os.system", "subprocess.Popen", "os.posix_spawn", "os.fork", "os.exec", "pickle.find_class", "socket.connect")
+CHANGING = (
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+    "shutil.rmtree",
+)
+FORBIDDEN = (
+    "os.system",
+    "subprocess.Popen",
+    "os.posix_spawn",
+    "os.fork",
+    "os.exec",
+    "pickle.find_class",
+    "socket.connect",
+)
 
 
 class Hang(BaseException):
@@ -44,7 +65,7 @@ class Hang(BaseException):
 
 @dataclass
 class Watch:
-    """What happened outside of the scratch folder while an input was read (an audit hook, which Python never removes)."""
+    """What happened outside of the scratch folder while an input was read: an audit hook, which stays."""
 
     scratch: tuple[str, ...]
     on: bool = False
@@ -87,8 +108,9 @@ def attempt(once: Any, draw: Any, also: tuple[type[BaseException], ...], watch: 
     from dragontune.errors import InputError, NonFiniteError
 
     watch.seen.clear()
-    problem, start = None, time.monotonic()
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    problem, start = None, time.process_time()
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITING)
     watch.on = True
     try:
         once(draw)
@@ -98,15 +120,16 @@ def attempt(once: Any, draw: Any, also: tuple[type[BaseException], ...], watch: 
         if len(str(error)) > 5000:
             problem = f"a message of {len(str(error))} letters"
     except Hang:
-        outcome, problem = "hang", f"more than {SECONDS:g} s: {traceback.format_exc(limit=-3)[-600:]}"
+        outcome, problem = "hang", f"more than {SECONDS:g} s: {traceback.format_exc(limit=-12)[-2500:]}"
     except Exception as error:
         outcome = type(error).__name__
         problem = f"{outcome}: {str(error)[:200]}\n{''.join(traceback.format_tb(error.__traceback__)[-4:])}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         watch.on = False
     tally.inputs += 1
-    tally.slowest = max(tally.slowest, time.monotonic() - start)
+    tally.slowest = max(tally.slowest, time.process_time() - start)
     if watch.seen:
         problem = f"{problem or ''} {watch.seen[:3]}"
     tally.outcomes[outcome] = tally.outcomes.get(outcome, 0) + 1
@@ -117,31 +140,40 @@ def attempt(once: Any, draw: Any, also: tuple[type[BaseException], ...], watch: 
             tally.failures.append(problem)
 
 
-def run_target(name: str, count: int, scratch: Path) -> Tally:
-    """`count` inputs for one target, in this process."""
+def run_target(name: str, count: int, scratch: Path, hooked: bool = True) -> Tally:
+    """`count` inputs for one target, in this process; an audit hook stays for as long as the process lives."""
     from fuzz_targets import TARGETS
     from hypothesis import HealthCheck, Phase, given, settings
     from hypothesis import strategies as st
 
     target, tally = TARGETS[name], Tally(name)
     watch = Watch((os.path.realpath(scratch), os.environ.get(STORAGE, "/dev/")))
-    sys.addaudithook(watch.hook)
-    signal.signal(signal.SIGALRM, _hang)
+    if hooked:
+        sys.addaudithook(watch.hook)
+    before = {number: signal.signal(number, _hang) for number in (signal.SIGALRM, signal.SIGPROF)}
     scratch.mkdir(parents=True, exist_ok=True)
     once = target.start(scratch)
     start = time.monotonic()
 
     @settings(
-        max_examples=count, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        max_examples=count,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
+    )
     @given(st.data(), st.integers(0, 2**64))
     def inputs(data: Any, _: int) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             attempt(once, data.draw, target.also, watch, tally)
 
-    inputs()
+    try:
+        inputs()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     tally.seconds = time.monotonic() - start
     return tally
 
@@ -168,9 +200,15 @@ def start_child(name: str, count: int, folder: Path) -> Tally:
     """A target in a process of its own; one that dies has failed."""
     out = folder / f"{name}.json"
     environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "MPLCONFIGDIR": str(folder / "mpl"),
-        STORAGE: str(folder / "hypothesis"), "DRAGONTUNE_MOST_SAMPLES": str(1 << 26), "DRAGONTUNE_MOST_PIXELS": "16000000", "PYTHONDONTWRITEBYTECODE": "1",
-    }  # fmt: skip
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hf"),
+        "MPLCONFIGDIR": str(folder / "mpl"),
+        STORAGE: str(folder / "hypothesis"),
+        "DRAGONTUNE_MOST_SAMPLES": str(1 << 26),
+        "DRAGONTUNE_MOST_PIXELS": "16000000",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     command = [sys.executable, __file__, "--child", name, "--count", str(count), "--out", str(out)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode or not out.exists():
@@ -203,13 +241,20 @@ def main() -> int:
     print(f"{'target':12} {'inputs':>7} {'failed':>6} {'slowest':>8} {'seconds':>8}  outcomes")
     for tally in tallies:
         said = ", ".join(f"{name} {count}" for name, count in collections.Counter(tally.outcomes).most_common(4))
-        print(f"{tally.target:12} {tally.inputs:7} {tally.failed:6} {tally.slowest:7.2f}s {tally.seconds:7.1f}s  {said}")
+        print(
+            f"{tally.target:12} {tally.inputs:7} {tally.failed:6} {tally.slowest:7.2f}s {tally.seconds:7.1f}s  {said}"
+        )
     print(f"{'all':12} {inputs:7} {failed:6} {max(t.slowest for t in tallies):7.2f}s {seconds:7.1f}s")
     for tally in tallies:
         for failure in tally.failures:
             print(f"\n--- {tally.target}\n{failure}")
     if given.out:
-        record = {"inputs": inputs, "failed": failed, "seconds": round(seconds, 1), "targets": [asdict(t) for t in tallies]}
+        record = {
+            "inputs": inputs,
+            "failed": failed,
+            "seconds": round(seconds, 1),
+            "targets": [asdict(t) for t in tallies],
+        }
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(json.dumps(record, indent=2) + "\n")
     whole = not given.only and given.count >= FEWEST

@@ -43,7 +43,7 @@ from dragontune.rewards.remote import RemoteReward, RemoteSetReward
 from dragontune.seeding import Key
 from dragontune.wire import VERSION, Message, pack
 from fault_proxy import FAULTS, at_random, between
-from services import TOKEN, Service, clips, serving
+from services import REWARDS, TOKEN, Service, clips, serving
 
 ENV = {"BENCH_TOKEN": TOKEN}
 QUICK = {"timeout": 2.0, "connect": 5.0, "backoff": 0.02, "longest_wait": 0.5, "rest": 0.3, "deadline": 120.0}
@@ -304,7 +304,7 @@ def strangers(folder: Path) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--concurrency", type=int, default=64)
@@ -317,8 +317,6 @@ def main() -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        from services import REWARDS
-
         (folder / "own_rewards.py").write_text(REWARDS)
         parsing.import_parts()
         halves = argparse.Namespace(**vars(args) | {"faults": (args.faults + 1) // 2})

@@ -19,9 +19,9 @@ import uvicorn
 from dragontune.data import Samples
 from dragontune.media.audio import Audio
 from dragontune.rewards.base import Reward
+from dragontune.rewards.served import Work
 from dragontune.service.app import Limits, create
 from dragontune.service.server import configured
-from dragontune.rewards.served import Work
 
 TOKEN = "f3a9c0ffee0123456789abcdef-do-not-show"
 

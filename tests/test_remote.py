@@ -23,10 +23,10 @@ from dragontune.rewards import source
 from dragontune.rewards.combine import InstanceSum, Sum
 from dragontune.rewards.constrain import Constrained, Floor
 from dragontune.rewards.diversity import Vendi
+from dragontune.rewards.elsewhere import services
 from dragontune.rewards.frechet import SetFrechet, SongFrechet
 from dragontune.rewards.function import Function, SetFunction
 from dragontune.rewards.kernel import SetKernel
-from dragontune.rewards.elsewhere import services
 from dragontune.rewards.remote import RemoteReward, RemoteSetReward
 from dragontune.rewards.signal import Loudness
 from dragontune.seeding import Key
@@ -34,7 +34,7 @@ from fault_proxy import FAULTS, at_random, between
 from services import REWARDS, TOKEN, audio, clips, in_thread
 from small_runs import make_workplace
 
-QUICK: dict[str, Any] = {
+QUICK: Any = {
     "timeout": 0.5,
     "connect": 2.0,
     "backoff": 0.0,

@@ -1,4 +1,4 @@
-"""requirements.lock says what pyproject.toml and constraints.txt say, with hashes, and nothing of the machine it was made on."""
+"""requirements.lock says what pyproject.toml and constraints.txt say, with hashes, and nothing of a machine."""
 
 import re
 import tomllib

@@ -21,8 +21,22 @@ def wav(rate: int = 8000, channels: int = 1, declared: int | None = None, sample
     """A 16-bit file whose header says what it likes."""
     data = bytes(2 * samples)
     length = len(data) if declared is None else declared
-    head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", (36 + length) % 2**32, b"WAVE", b"fmt ", 16, 1, channels, rate % 2**32,
-                       rate * channels * 2 % 2**32, channels * 2 % 2**16, 16, b"data", length % 2**32)  # fmt: skip
+    head = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        (36 + length) % 2**32,
+        b"WAVE",
+        b"fmt ",
+        16,
+        1,
+        channels,
+        rate % 2**32,
+        rate * channels * 2 % 2**32,
+        channels * 2 % 2**16,
+        16,
+        b"data",
+        length % 2**32,
+    )
     return head + data
 
 
@@ -39,7 +53,13 @@ def flac(frames: int, rate: int = 16000, total: int | None = None) -> bytes:
 
 def test_what_is_read_is_what_the_decoder_says(tmp_path: Path):
     wave = 0.3 * np.sin(np.arange(9000)[:, None] / (7, 9))
-    for suffix, subtype in (("wav", "PCM_16"), ("flac", "PCM_16"), ("ogg", "VORBIS"), ("mp3", "MPEG_LAYER_III"), ("aiff", "FLOAT")):
+    for suffix, subtype in (
+        ("wav", "PCM_16"),
+        ("flac", "PCM_16"),
+        ("ogg", "VORBIS"),
+        ("mp3", "MPEG_LAYER_III"),
+        ("aiff", "FLOAT"),
+    ):
         path = tmp_path / f"clip.{suffix}"
         soundfile.write(path, wave, 16000, subtype, format=suffix.upper())
         expected, _ = soundfile.read(path, dtype="float32", always_2d=True)

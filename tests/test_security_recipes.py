@@ -1,6 +1,7 @@
 """Recipes that were made to hurt: each ends in one sentence and exit code 2."""
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from dragontune.errors import InputError
 
 LETTERS = "abcdefghij"
 BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n" for before, after in zip(LETTERS, LETTERS[1:], strict=False)
+    f"{after}: &{after} [{', '.join([f'*{before}'] * 9)}]\n" for before, after in pairwise(LETTERS)
 )
 BAD: dict[str, tuple[str | bytes, str]] = {
     "laughs": (BOMB, "aliases written out"),
@@ -55,7 +56,9 @@ def test_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], mon
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
-@pytest.mark.parametrize("text", ["a: 1e999", "a: .inf", "a: &x [1]\nb: *x", "a: {<<: {b: 1}, c: 2}", "\ufeffa: 1", "a: b\r\n"])
+@pytest.mark.parametrize(
+    "text", ["a: 1e999", "a: .inf", "a: &x [1]\nb: *x", "a: {<<: {b: 1}, c: 2}", "\ufeffa: 1", "a: b\r\n"]
+)
 def test_what_is_not(text: str):
     assert isinstance(yaml_files.load(text, "it"), dict)
 

@@ -13,13 +13,13 @@ from safetensors.torch import save, save_file
 from torch import nn
 
 from dragontune import json_files, tensor_files
+from dragontune.embedded import locate
 from dragontune.encoders.log_mel import LogMel
 from dragontune.errors import InputError
 from dragontune.generators import adapter_settings, adapters
 from dragontune.media.audio import Audio
 from dragontune.reference import Reference
 from dragontune.rewards.aesthetics import SHIPPED, Head
-from dragontune.embedded import locate
 from dragontune.training.checkpoint import Checkpoints, TrainingState
 
 F32 = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
@@ -93,7 +93,9 @@ def test_too_many_tensors_and_too_long_a_header(monkeypatch):
         tensor_files.loads(content)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.bool, torch.float8_e4m3fn])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int8, torch.bool, torch.float8_e4m3fn]
+)
 def test_sound_files_are_read(tmp_path: Path, dtype: torch.dtype):
     tensors = {"a": torch.ones(2, 3).to(dtype), "none": torch.zeros(0, 3).to(dtype), "one": torch.ones(()).to(dtype)}
     save_file(tensors, tmp_path / "x.safetensors")
@@ -106,8 +108,14 @@ def test_sound_files_are_read(tmp_path: Path, dtype: torch.dtype):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("[" * 100_000, "levels"), ('{"a":' * 70 + "1" + "}" * 70, "levels"), ("9" * 5000, "limit"), ("{", "Expecting"), ("x" * 101, "more than")],
-)  # fmt: skip
+    [
+        ("[" * 100_000, "levels"),
+        ('{"a":' * 70 + "1" + "}" * 70, "levels"),
+        ("9" * 5000, "limit"),
+        ("{", "Expecting"),
+        ("x" * 101, "more than"),
+    ],
+)
 def test_json_that_is_too_much(tmp_path: Path, content: str, words: str):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError, match=words):
@@ -166,9 +174,19 @@ def test_a_reference_with_something_else_in_it(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("bandwidth", "nan"), ("bandwidth", "0"), ("bandwidth", "1e999"), ("offset", "inf"), ("kind", "pickle"), ("pooling", "sum"),
-     ("about", "[]"), ("about", "[" * 5000), ("points", "nan"), ("values", "short")],
-)  # fmt: skip
+    [
+        ("bandwidth", "nan"),
+        ("bandwidth", "0"),
+        ("bandwidth", "1e999"),
+        ("offset", "inf"),
+        ("kind", "pickle"),
+        ("pooling", "sum"),
+        ("about", "[]"),
+        ("about", "[" * 5000),
+        ("points", "nan"),
+        ("values", "short"),
+    ],
+)
 def test_heads_that_do_not_fit_together(tmp_path: Path, field: str, value: str):
     path = tmp_path / "x.safetensors"
     Head.load(locate(SHIPPED)).save(path)
@@ -239,8 +257,15 @@ def test_settings_of_adapters_that_would_hurt(tmp_path: Path, name: str, value: 
 
 @pytest.mark.parametrize(
     "pattern",
-    [r".*\.(to_q|to_k|to_v)$", r"^(?!.*conv).*attn.*", r"a\.b\.c|d\.e", r"blocks\.[0-9]+\.attn\.to_(q|k)", r"x\*\+\{|[*+{]y", ""],
-)  # fmt: skip
+    [
+        r".*\.(to_q|to_k|to_v)$",
+        r"^(?!.*conv).*attn.*",
+        r"a\.b\.c|d\.e",
+        r"blocks\.[0-9]+\.attn\.to_(q|k)",
+        r"x\*\+\{|[*+{]y",
+        "",
+    ],
+)
 def test_settings_of_adapters_that_people_have(pattern: str):
     adapter_settings.check({"r": 8, "lora_alpha": 16.0, "target_modules": pattern, "rank_pattern": {pattern: 4}})
 
@@ -259,7 +284,11 @@ def test_a_hostile_checkpoint_is_passed_over(tmp_path: Path):
     kept = Checkpoints(tmp_path, 3)
     optimizer = torch.optim.Adam(layer.parameters())
     for count in (1, 2):
-        kept.save(TrainingState.of(list(layer.parameters()), optimizer, [{"round": i + 1, "reward": 0.0} for i in range(count)]))
+        kept.save(
+            TrainingState.of(
+                list(layer.parameters()), optimizer, [{"round": i + 1, "reward": 0.0} for i in range(count)]
+            )
+        )
     newest = sorted(tmp_path.glob("*.safetensors"))[-1]
     newest.write_bytes(file({"a": F32, "b": F32}))
     with pytest.warns(UserWarning, match="damaged"):

@@ -19,10 +19,34 @@ from dragontune.training.card import Card
 
 FORMULAS = ["=cmd|' /C calc'!A0", "+1+1", "-2+3", "@SUM(1)", "\t=1", "\r=1", "\n=1", "\uff1d1", "'=1", "''=1"]
 EVIL = [
-    "x\nlicense: mit\nevil: yes", "!!python/object/apply:os.system [id]", "&a [*a]", "# heading\n# another", "a: b", "yes", "null", "1.5",
-    "<script>alert(1)</script>", "[click](javascript:alert(1))", "![x](https://example.org/x.png)", "`code`", "| a | b |", "---", "*bold*",
-    "```\nend", "\x1b[2J", "\u202eevil", "'; rm -rf ~; '", '"quoted"', "{a: b}", "- item", "%tag", "@at", "~", "a\x00b", "x" * 3000,
-]  # fmt: skip
+    "x\nlicense: mit\nevil: yes",
+    "!!python/object/apply:os.system [id]",
+    "&a [*a]",
+    "# heading\n# another",
+    "a: b",
+    "yes",
+    "null",
+    "1.5",
+    "<script>alert(1)</script>",
+    "[click](javascript:alert(1))",
+    "![x](https://example.org/x.png)",
+    "`code`",
+    "| a | b |",
+    "---",
+    "*bold*",
+    "```\nend",
+    "\x1b[2J",
+    "\u202eevil",
+    "'; rm -rf ~; '",
+    '"quoted"',
+    "{a: b}",
+    "- item",
+    "%tag",
+    "@at",
+    "~",
+    "a\x00b",
+    "x" * 3000,
+]
 
 
 @given(st.text())
@@ -50,17 +74,20 @@ def test_tables_hold_no_formulas(tmp_path: Path, text: str):
 def test_a_plain_prompt_stays_plain(tmp_path: Path):
     (tmp_path / "a.flac").write_bytes(b"")
     media.write_table(tmp_path, [Item(tmp_path / "a.flac", 'a reel, "for" flute')])
-    assert "a.flac,\"a reel, \"\"for\"\" flute\"" in (tmp_path / media.TABLE).read_text()
+    assert 'a.flac,"a reel, ""for"" flute"' in (tmp_path / media.TABLE).read_text()
 
 
-@pytest.mark.parametrize("content", [b"file,prompt\na.flac", b"file\na.flac", b"\xff\xfe", b"", b"file,prompt\n" + b"x" * 200_000])
+@pytest.mark.parametrize(
+    "content", [b"file,prompt\na.flac", b"file\na.flac", b"\xff\xfe", b"", b"file,prompt\n" + b"x" * 200_000]
+)
 def test_tables_that_are_none(tmp_path: Path, content: bytes):
     (tmp_path / "a.flac").write_bytes(b"")
     (tmp_path / media.TABLE).write_bytes(content)
-    try:
+    if content.startswith(b"file,prompt"):
         assert media.items(tmp_path, None)[0].prompt == ""
-    except InputError as error:
-        assert "expected a table" in str(error)
+        return
+    with pytest.raises(InputError, match="expected a table"):
+        media.items(tmp_path, None)
 
 
 def test_a_prompt_beside_a_clip_that_is_no_text(tmp_path: Path):
@@ -84,8 +111,19 @@ def test_what_is_said_is_one_line(capsys: pytest.CaptureFixture[str], name: str)
 
 @pytest.mark.parametrize("text", EVIL)
 def test_a_card_says_what_it_is_told_and_no_more(text: str):
-    metrics = {"prompts": 4, "rewards": {text: {"scope": "set", "target": True, "before": 0.0, "after": 1.0, "win_rate": 1.0,
-                                               "win_rate_ci95": [0.5, 1.0]}}}  # fmt: skip
+    metrics = {
+        "prompts": 4,
+        "rewards": {
+            text: {
+                "scope": "set",
+                "target": True,
+                "before": 0.0,
+                "after": 1.0,
+                "win_rate": 1.0,
+                "win_rate_ci95": [0.5, 1.0],
+            }
+        },
+    }
     card = Card(text, "Dragon", text, text, [], metrics).text()
     _, head, body = card.split("---\n", 2)
     assert yaml.safe_load(head) == {"base_model": text, "library_name": "peft", "tags": ["lora", "dragontune"]}

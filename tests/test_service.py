@@ -18,16 +18,16 @@ from dragontune.cli import run
 from dragontune.encoders.log_mel import LogMel
 from dragontune.errors import InputError
 from dragontune.reference import Reference
+from dragontune.rewards import identity
 from dragontune.rewards.combine import Sum
 from dragontune.rewards.diversity import Vendi
 from dragontune.rewards.frechet import SetFrechet
 from dragontune.rewards.function import Function
 from dragontune.rewards.link import KIND, digest_field
 from dragontune.rewards.pareto import Pareto
-from dragontune.rewards.signal import Loudness
-from dragontune.rewards import identity
-from dragontune.service import server
 from dragontune.rewards.served import Work
+from dragontune.rewards.signal import Loudness
+from dragontune.service import server
 from dragontune.wire import VERSION, Message, pack
 from services import TOKEN, audio, clips, in_thread, serving
 

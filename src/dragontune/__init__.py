@@ -65,6 +65,8 @@ _HOME = {
     "Brightness": "rewards.picture",
     "Sharpness": "rewards.picture",
     "RemoteReward": "rewards.remote",
+    "RayReward": "rewards.ray_actors",
+    "RaySetReward": "rewards.ray_actors",
     "RemoteSetReward": "rewards.remote",
     "Function": "rewards.function",
     "SetFunction": "rewards.function",

@@ -150,7 +150,7 @@ class EmbeddingCache(AbstractContextManager["EmbeddingCache"]):
         aside = self.path.with_suffix(".damaged")
         self.path.replace(aside)
         self.path.with_name(f"{self.path.name}-journal").unlink(missing_ok=True)
-        warnings.warn(f"the cache {self.path} was damaged ({error}) and is now {aside.name}", stacklevel=3)
+        warnings.warn(f"the cache {self.path} was damaged ({error}) and is now {aside.name}", stacklevel=1)
 
     def _trim(self, store: sqlite3.Connection) -> None:
         pages, free, size = (
@@ -161,7 +161,7 @@ class EmbeddingCache(AbstractContextManager["EmbeddingCache"]):
             store.execute("DELETE FROM embeddings WHERE number < ?", (first + (last - first + 4) // 4,))
 
     def _give_up(self, error: Exception) -> None:
-        warnings.warn(f"going on without the cache {self.path} ({error}); see --cache", stacklevel=3)
+        warnings.warn(f"going on without the cache {self.path} ({error}); see --cache", stacklevel=1)
         if self._store is not None:
             with suppress(sqlite3.Error):
                 self._store.close()

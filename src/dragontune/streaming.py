@@ -29,6 +29,8 @@ NAMED = 5
 NUMBERS = 1 << 24
 """In a batch, at most: samples or pixels."""
 
+QUIET = 3.0
+"""Seconds without a word."""
 LOOKED_UP = 16
 """Files that are looked up in the cache at once."""
 
@@ -50,12 +52,12 @@ class Unreadable:
         """One more."""
         self.files.append((path, str(error)))
         if len(self) <= NAMED:
-            warnings.warn(f"{self.said}: {error}", stacklevel=3)
+            warnings.warn(f"{self.said}: {error}", stacklevel=1)
 
     def conclude(self) -> None:
         """Warn of how many were not named."""
         if len(self) > NAMED:
-            warnings.warn(f"{self.said}: {len(self) - NAMED} more files that cannot be read", stacklevel=2)
+            warnings.warn(f"{self.said}: {len(self) - NAMED} more files that cannot be read", stacklevel=1)
 
     def text(self) -> str:
         """One line a file: its path, a tab, the reason; characters that are not printed are escaped."""
@@ -94,31 +96,27 @@ class Reading:
 class Pace:
     """Passes on how much is done, ten times a second at most, with the speed and the time that is left.
 
-    The speed is that since the start of this pace: what was skipped at once makes the estimate kinder than it is.
+    What is over within `QUIET` seconds is not told of. The speed is that since the start of this pace: what was skipped at once makes the estimate kinder than it is.
     """
 
     def __init__(self, total: int, progress: Progress | None) -> None:
         self.total, self.progress, self.done = total, progress, 0
         self._start = self._said = time.monotonic()
-        self._say(self._start)
 
     def step(self) -> None:
         """One more is done."""
         self.done += 1
         now = time.monotonic()
-        if self.done == self.total or now - self._said >= 0.1:
+        if now - self._start >= QUIET and (self.done == self.total or now - self._said >= 0.1):
             self._say(now)
 
     def _say(self, now: float) -> None:
         self._said = now
         if self.progress is None:
             return
-        spent = now - self._start
-        note = ""
-        if self.done and spent >= 1:
-            rate = self.done / spent
-            note = f"{rate:.3g} a second, {_duration((self.total - self.done) / rate)} left"
-        self.progress(self.done, self.total, note)
+        rate = self.done / (now - self._start)
+        left = _duration((self.total - self.done) / rate)
+        self.progress(self.done, self.total, f"{rate:.3g} a second, {left} left")
 
 
 @dataclass(frozen=True, eq=False)

@@ -104,7 +104,9 @@ def from_options(given: argparse.Namespace, model: str, runs: Sequence[Mapping[s
             f"{str(recipe['family']).removesuffix(':FAMILY')} if you trust that file"
         )
     if recipe.get("allow_pickle") and not given.allow_pickle:
-        raise InputError("expected --allow-pickle, since the run's recipe asks for it, got none; add it if you trust it")
+        raise InputError(
+            "expected --allow-pickle, since the run's recipe asks for it, got none; add it if you trust it"
+        )
     return Opening(
         model,
         given.precision or recipe.get("precision", "float32"),

@@ -31,8 +31,8 @@ class Factory:
         """
         from dragontune.commands.options import speak_plainly
         from dragontune.rewards.http import secret
-        from dragontune.service.app import Limits, create
         from dragontune.rewards.served import Work
+        from dragontune.service.app import Limits, create
 
         speak_plainly()
         work = Work(parsing.reward(self.name))
@@ -54,8 +54,8 @@ def serve_reward(
             f"expected the packages that serving takes, got no {missing[0]}; install them with "
             "`pip install 'dragontune[serve]'`"
         )
-    from dragontune.service.server import Listening
     from dragontune.rewards.served import Work
+    from dragontune.service.server import Listening
 
     if not 1 <= mib <= 4096:
         raise InputError(f"expected --max-mib from 1 to 4096, got {mib}; 256 is the default")

@@ -36,7 +36,15 @@ def load(content: str | bytes, where: str) -> Any:  # noqa: ANN401 - any YAML
         _check(text)
         value = yaml.load(text, Loader)  # noqa: S506 - a safe one
         _check_numbers(value)
-    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         got = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"expected YAML in {where}, got {got[:300]}; correct it") from error
     return value

@@ -136,7 +136,7 @@ class Elsewhere(Reward[F]):
             "GET", "/v1/info", None, Info.read, Stop(), secrets.token_hex(16), time.monotonic() + self.deadline
         )
         if info.scope != self.scope:
-            other = "the one for sets" if info.scope == "set" else "the one for single items"
+            other = "RemoteSetReward or RaySetReward" if info.scope == "set" else "RemoteReward or RayReward"
             raise InputError(
                 f"expected a reward of {'sets' if self.scope == 'set' else 'single items'} at "
                 f"{self.place} for {type(self).__name__}, got {info.label}; use {other}"

@@ -181,9 +181,13 @@ class Link(Line):
         """The addresses taken apart."""
         return tuple(address(text, "an address of a reward service", "http://gpu-box:8750") for text in self.addresses)
 
-    @cached_property
+    @property
     def circuits(self) -> Circuits:
-        """What is known of each address."""
+        """Of each address."""
+        return self._circuits
+
+    @cached_property
+    def _circuits(self) -> Circuits:
         return Circuits(len(self.addresses), rest=self.patience.rest)
 
     def once(

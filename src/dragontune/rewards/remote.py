@@ -1,7 +1,7 @@
 """Rewards that another process computes, over HTTP: `dragontune serve-reward` is the other side.
 
-The slow half of a reward, `encode`, runs there; of a reward of items also `score`. Left out: gradients, and rewards that
-learn (put `standardise: running` around remote rewards, not into the service).
+The slow half of a reward, `encode`, runs there; of a reward of items also `score`. Left out: gradients, and rewards
+that learn (put `standardise: running` around remote rewards, not into the service).
 """
 
 from dataclasses import dataclass
@@ -23,9 +23,13 @@ class Remote(Elsewhere[F]):
     token_variable: str = ""
     connect: float = 10.0
 
-    @cached_property
+    @property
     def line(self) -> Link:
-        """How the services are asked."""
+        """Over HTTP."""
+        return self._line
+
+    @cached_property
+    def _line(self) -> Link:
         return Link(tuple(self.addresses), self.token_variable, self.connect, self.patience)
 
 

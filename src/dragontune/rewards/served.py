@@ -14,10 +14,9 @@ from dragontune.media.audio import Audio
 from dragontune.media.image import Images
 from dragontune.media.sequences import Sequences
 from dragontune.media.video import Video
-from dragontune.rewards import standardise
+from dragontune.rewards import identity, standardise
 from dragontune.rewards.base import DistributionReward, Features, InstanceReward, Reward
 from dragontune.rewards.remote_swaps import Items
-from dragontune.rewards import identity
 from dragontune.wire import VERSION, Message, WireError, pack, unpack
 
 MEDIA = (Audio, Images, Video, Sequences)

@@ -1,4 +1,4 @@
-"""The HTTP side of a reward service (Starlette): limits, queue, replies, errors. What is computed is in rewards/served.py.
+"""The HTTP side of a reward service (Starlette): limits, queue, replies, errors. What is computed: rewards/served.py.
 
 POST /v1/encode, /v1/score and /v1/swaps take and give safetensors; GET /v1/info says what reward this is; GET /metrics
 is Prometheus' text; GET /healthz is `ok` once the reward is loaded. A request is admitted before its body is read, so
@@ -25,9 +25,9 @@ from starlette.routing import Route
 
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.rewards.link import KIND, agrees, digest_field
+from dragontune.rewards.served import AnotherReward, Work
 from dragontune.service.door import Door
 from dragontune.service.metrics import Metrics
-from dragontune.rewards.served import AnotherReward, Work
 from dragontune.wire import WireError
 
 LOG = logging.getLogger("dragontune.service")
