@@ -13,11 +13,11 @@ from pathlib import Path
 for library in ("OMP", "MKL"):  # threads do not live on in a forked child, which would wait for them for ever
     os.environ[f"{library}_NUM_THREADS"] = "1"
 
-import torch
+import torch  # noqa: E402
 
-import dragontune.commands.tune
-from dragontune import cli
-from dragontune.commands import parsing
+import dragontune.commands.tune  # noqa: E402
+from dragontune import cli  # noqa: E402
+from dragontune.commands import parsing  # noqa: E402
 
 ANY = ("seconds", "peak_memory")
 """Fields of the log that differ from one time to the next."""

@@ -7,12 +7,8 @@ that promise another error than `InputError` say so in `also`.
 import asyncio
 import contextlib
 import io
-import json
-import shutil
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,81 +16,25 @@ import numpy as np
 import soundfile
 import torch
 import yaml
+from fuzz_inputs import CHANGES, WORDS, Draw, header, mutated, recipes, text_like, tree
+from fuzz_weights import adapter, checkpoints, heads, model, references, settings, tensors
 from hypothesis import strategies as st
 from PIL import Image
-from safetensors.torch import save
-from torch import nn
 
-from dragontune import cli, json_files, tensor_files, wire
+from dragontune import cli, wire
 from dragontune.commands import media, parsing, ratings, yaml_files
 from dragontune.commands.recipe import check_prompt, read_prompts
 from dragontune.data import Samples
-from dragontune.encoders.log_mel import LogMel
 from dragontune.errors import InputError
 from dragontune.evaluation.evaluate import asked
-from dragontune.generators import adapter_settings, adapters, pretrained
 from dragontune.media import audio, image, kinds, video
 from dragontune.media.audio import Audio
 from dragontune.plain_text import cell, line, markdown, uncell
-from dragontune.reference import Reference
-from dragontune.rewards.aesthetics import SHIPPED, Head
 from dragontune.rewards.link import KIND, digest_field
 from dragontune.rewards.served import Work
 from dragontune.rewards.signal import KeyStrength
 from dragontune.service.app import Limits, create
-from dragontune.training.checkpoint import Checkpoints, TrainingState
 from dragontune.training.listening import file_name
-
-ROOT = Path(__file__).resolve().parents[1]
-ASSETS = ROOT / "src" / "dragontune" / "assets"
-WORDS = [
-    "=cmd|' /C calc'!A0",
-    "../../etc/passwd",
-    "/etc/passwd",
-    "C:\\con",
-    "nul",
-    "\x00",
-    "\x1b[2J",
-    "\ud800",
-    "\u202e",
-    "<script>",
-    "{{7*7}}",
-    "%s%n",
-    "!!python/object/apply:os.system [id]",
-    "a\r\nb",
-    "🎵" * 9,
-    "x" * 5000,
-    "",
-    " ",
-    "[/b]",
-]
-NUMBERS = [0, 1, -1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**64 - 1, 0x7F, 0x80, 0xFF, 0xFFFF]
-VALUES: list[Any] = [
-    None,
-    True,
-    -1,
-    0,
-    1,
-    2**40,
-    10**30,
-    1e308,
-    float("inf"),
-    float("nan"),
-    "",
-    "x",
-    "1e999",
-    ".inf",
-    [],
-    {},
-    [1],
-    {"a": 1},
-    "../x",
-    "!!binary x",
-    "tiny-music",
-    "builtins.exec",
-    "os.system",
-]
-Draw = Callable[[st.SearchStrategy[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -104,82 +44,6 @@ class Target:
     share: int
     start: Callable[[Path], Callable[[Draw], object]]
     also: tuple[type[BaseException], ...] = ()
-
-
-CHANGES = st.lists(
-    st.tuples(st.integers(0, 7), st.integers(0, 2**20), st.sampled_from(NUMBERS), st.integers(1, 8)),
-    min_size=1,
-    max_size=8,
-)
-
-
-def mutated(content: bytes, changes: list[tuple[int, int, int, int]], head: int = 0) -> bytes:
-    """Bytes with something flipped, cut, doubled or overwritten, three times in four within the first `head`."""
-    data = bytearray(content)
-    for kind, place, number, width in changes:
-        room = min(len(data), head) if head and place % 4 else len(data)
-        at = (place // 4) % (room + 1)
-        match kind:
-            case 0 | 1:
-                data[at : at + width] = (number % 2 ** (8 * width)).to_bytes(width, "little" if kind else "big")
-            case 2:
-                data[at : at + 1] = bytes([number & 0xFF])
-            case 3:
-                del data[at : at + width]
-            case 4:
-                del data[at:]
-            case 5:
-                data[at:at] = data[at : at + 16 * width]
-            case 6:
-                data[at:at] = bytes([number & 0xFF]) * width**3
-            case _:
-                data[at : at + 1] = bytes([data[at] ^ (1 << width % 8)]) if at < len(data) else b""
-    return bytes(data)
-
-
-def text_like(samples: list[str]) -> st.SearchStrategy[bytes]:
-    """Texts that are nearly one of these."""
-    words = st.sampled_from(WORDS).map(lambda word: word.encode("utf-8", "surrogatepass"))
-    changed = st.builds(mutated, st.sampled_from([text.encode() for text in samples]), CHANGES)
-    spliced = st.builds(
-        lambda text, word, at: text[: at % (len(text) + 1)] + word + text[at % (len(text) + 1) :],
-        changed,
-        words,
-        st.integers(0, 10**6),
-    )
-    return st.one_of(changed, spliced, st.lists(words, max_size=6).map(b"\n".join), st.binary(max_size=200))
-
-
-def tree(draw: Draw, value: Any) -> Any:
-    """JSON with one of its values replaced, removed, doubled, nested or renamed."""
-    value = json.loads(json.dumps(value))
-    for _ in range(draw(st.integers(1, 3))):
-        spot, steps = value, draw(st.integers(0, 5))
-        for _ in range(steps):
-            members = list(spot.values()) if isinstance(spot, dict) else spot
-            inside = [member for member in members if isinstance(member, dict | list) and member]
-            if not inside:
-                break
-            spot = inside[draw(st.integers(0, 10**6)) % len(inside)]
-        if not spot:
-            continue
-        key = list(spot)[draw(st.integers(0, 10**6)) % len(spot)] if isinstance(spot, dict) else 0
-        match draw(st.integers(0, 4)):
-            case 0 | 1:
-                spot[key] = draw(st.sampled_from(VALUES + WORDS[:12]))
-            case 2:
-                del spot[key]
-            case 3 if isinstance(spot, dict):
-                spot[draw(st.sampled_from(WORDS))] = spot[key]
-            case _:
-                spot[key] = [spot[key]] * draw(st.sampled_from([1, 2, 30]))
-    return value
-
-
-@cache
-def recipes() -> list[str]:
-    """The text of every recipe that ships."""
-    return [path.read_text() for path in sorted((ROOT / "recipes").rglob("*.yaml"))]
 
 
 def yaml_text(scratch: Path) -> Callable[[Draw], object]:
@@ -305,140 +169,6 @@ def pictures(scratch: Path) -> Callable[[Draw], object]:
             with contextlib.suppress(InputError):
                 video.read(path)
         return image.Images.read(path)
-
-    return once
-
-
-def header(draw: Draw, content: bytes) -> bytes:
-    """A safetensors file whose header was changed as JSON, or whose bytes were."""
-    if draw(st.booleans()):
-        return mutated(content, draw(CHANGES), 200)
-    (length,) = struct.unpack("<Q", content[:8])
-    said = json.dumps(tree(draw, json.loads(content[8 : 8 + length]))).encode()
-    declared = draw(st.sampled_from([len(said)] * 6 + NUMBERS))
-    return struct.pack("<Q", declared % 2**64) + said + content[8 + length :]
-
-
-def tensors(scratch: Path) -> Callable[[Draw], object]:
-    """Safetensors as bytes and as files."""
-    content = save({"a": torch.zeros(2, 3), "b": torch.ones(4, dtype=torch.int64)}, {"x": "y"})
-    path = scratch / "x.safetensors"
-
-    def once(draw: Draw) -> object:
-        data = header(draw, content)
-        path.write_bytes(data)
-        with contextlib.suppress(ValueError):
-            tensor_files.read(path)
-        return tensor_files.loads(data)
-
-    return once
-
-
-def of_file(scratch: Path, write: Callable[[Path], object], read: Callable[[Path], object]) -> Callable[[Draw], object]:
-    """A reader of one safetensors file; its own digest is not in the way where only numbers are changed."""
-    path = scratch / "file.safetensors"
-    write(path)
-    content = path.read_bytes()
-
-    def once(draw: Draw) -> object:
-        path.write_bytes(header(draw, content))
-        return read(path)
-
-    return once
-
-
-def references(scratch: Path) -> Callable[[Draw], object]:
-    """Statistics of exemplars."""
-    clips = [Audio(torch.randn(1, 1, 16000, generator=torch.Generator().manual_seed(i)), 16000) for i in range(3)]
-    built = Reference.build(LogMel(), clips, "x")
-    return of_file(scratch, built.save, Reference.load)
-
-
-def heads(scratch: Path) -> Callable[[Draw], object]:
-    """Heads of aesthetics rewards."""
-    return of_file(scratch, Head.load(ASSETS / SHIPPED).save, Head.load)
-
-
-def checkpoints(scratch: Path) -> Callable[[Draw], object]:
-    """A run's state: damage must be found, a crafted one must not crash."""
-    layer = nn.Linear(3, 2)
-    optimizer = torch.optim.Adam(layer.parameters())
-    layer(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    state = TrainingState.of(list(layer.parameters()), optimizer, [{"round": 1, "reward": 0.0, "seconds": 1.0}])
-    kept = Checkpoints(scratch / "kept")
-    kept.save(state)
-    tensor, record = (next((scratch / "kept").glob(f"*.{suffix}")) for suffix in ("safetensors", "json"))
-    whole = tensor.read_bytes(), record.read_bytes()
-
-    def once(draw: Draw) -> object:
-        which = draw(st.booleans())
-        tensor.write_bytes(header(draw, whole[0]) if which else whole[0])
-        record.write_bytes(whole[1] if which else mutated(whole[1], draw(CHANGES)))
-        found = kept.latest()
-        if found is not None:
-            found.restore(list(layer.parameters()), optimizer)
-        return found
-
-    return once
-
-
-class Net(nn.Module):
-    """Two layers to put adapters on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-
-
-def adapter(scratch: Path) -> Callable[[Draw], object]:
-    """Adapters in peft's format: settings and weights."""
-    net = Net()
-    adapters.attach(net, adapters.Lora(rank=2))
-    adapters.save(net, scratch / "lora", "tiny-music")
-    config, weights = (scratch / "lora" / name for name in (adapters.CONFIG_FILE, adapters.WEIGHTS_FILE))
-    settings, content = json.loads(config.read_text()), weights.read_bytes()
-
-    def once(draw: Draw) -> object:
-        if draw(st.booleans()):
-            weights.write_bytes(content)
-            config.write_text(json.dumps(tree(draw, settings)))
-        else:
-            config.write_text(json.dumps(settings))
-            weights.write_bytes(header(draw, content))
-        return adapters.load(Net(), scratch / "lora")
-
-    return once
-
-
-def settings(scratch: Path) -> Callable[[Draw], object]:
-    """JSON of models and adapters, as text and as values."""
-    samples = [path.read_text() for path in sorted(ASSETS.rglob("*config.json")) if path.stat().st_size < 1 << 16]
-    deep = ["[" * 5000, '{"a":' * 500 + "1" + "}" * 500, "9" * 5000, '{"r": 1e999, "target_modules": "(a+)+$"}']
-    path = scratch / "config.json"
-
-    def once(draw: Draw) -> object:
-        path.write_bytes(draw(text_like(samples + deep)))
-        with contextlib.suppress(ValueError):
-            adapter_settings.read(path)
-        return json_files.read(path)
-
-    return once
-
-
-def model(scratch: Path) -> Callable[[Draw], object]:
-    """The embedded model with one of its settings changed, opened as a whole."""
-    folder = scratch / "model"
-    shutil.copytree(ASSETS / "tiny-music", folder, ignore=shutil.ignore_patterns("exemplars", "ratings", "references"))
-    configs = {path: path.read_text() for path in sorted(folder.rglob("*.json")) if path.stat().st_size < 1 << 16}
-
-    def once(draw: Draw) -> object:
-        path = draw(st.sampled_from(list(configs)))
-        path.write_text(json.dumps(tree(draw, json.loads(configs[path]))))
-        try:
-            return pretrained.load(str(folder), device="cpu")
-        finally:
-            path.write_text(configs[path])
 
     return once
 

@@ -1,9 +1,13 @@
 """Recipes of a few seconds on the embedded model: what benchmarks/kills.py, torn.py and soak.py run."""
 
+from collections.abc import Mapping
+
 PARTS = {
     "dragon": """\
-reward: {class_path: SetFrechet, init_args: {encoder: {class_path: TinyClap}, exemplars: tiny-music/references/train-tiny-clap.safetensors}}
-algorithm: {class_path: Dragon, init_args: {preference: {class_path: Kto}, beta: 50, sampler: {steps: 2, guidance: 2.0}}}
+reward:
+  class_path: SetFrechet
+  init_args: {encoder: {class_path: TinyClap}, exemplars: tiny-music/references/train-tiny-clap.safetensors}
+algorithm: {class_path: Dragon, init_args: {beta: 50, sampler: {steps: 2, guidance: 2.0}}}
 """,
     "draft": """\
 reward: {class_path: Alignment, init_args: {encoder: {class_path: TinyClap}}}
@@ -27,7 +31,7 @@ evaluation: {prompts: tiny-music/prompts/test.txt, count: 4, subset: 3, subsets:
 """
 
 
-def recipe(algorithm: str, guard: bool, loop: dict[str, object]) -> str:
+def recipe(algorithm: str, guard: bool, loop: Mapping[str, float]) -> str:
     """As YAML."""
     settings = {"pairs": 3, "updates": 2, "batch": 3, "lr": 1e-3, "max_norm": 1.0, "sample_every": 3, "sample_count": 1}
     fields = ", ".join(f"{name}: {value}" for name, value in {**settings, **loop}.items())

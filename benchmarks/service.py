@@ -16,7 +16,6 @@ import argparse
 import http.client
 import json
 import os
-import random
 import secrets
 import signal
 import socket
@@ -129,15 +128,17 @@ def faults(args: argparse.Namespace, folder: Path, name: str) -> dict:
         remote = remote_kind(addresses, token_variable="BENCH_TOKEN", retries=200, chunk=3, **QUICK)
         stack.callback(setattr, link.Line, "ask", original)
         link.Line.ask = counted
-        chance, number, started = random.Random(args.seed), 0, time.monotonic()
+        kills, number, started = 0, 0, time.monotonic()
         thread: threading.Thread | None = None
         while sum(sum(proxy.done.values()) for proxy in proxies) < args.faults:
             first, second = clips(args.pairs, 2 * number), clips(args.pairs, 2 * number + 1)
             both = Samples.join([first, second])
             here = divide(local, local.encode(both), both.prompts, Key(number))
-            if chance.random() < args.kill and (thread is None or not thread.is_alive()):
-                thread = threading.Thread(target=killers[number % 2].kill)
+            injected = sum(sum(proxy.done.values()) for proxy in proxies)
+            if injected >= (kills + 1) * args.kill_every and (thread is None or not thread.is_alive()):
+                thread = threading.Thread(target=killers[kills % 2].kill)
                 thread.start()
+                kills += 1
             while True:  # a run that stopped is resumed
                 try:
                     features = remote.encode(both)
@@ -310,8 +311,7 @@ def main() -> int:
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--pairs", type=int, default=10, help="of a round")
     parser.add_argument("--share", type=float, default=0.3, help="of requests that meet a fault")
-    parser.add_argument("--kill", type=float, default=0.02, help="how likely a service is killed in a round")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kill-every", type=int, default=100, help="so many faults a service is killed, too")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)

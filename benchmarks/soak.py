@@ -5,9 +5,10 @@
 A round of recipes/demo.yaml takes 13.3 s on two cores (docs/results.md: 30 rounds in 6 min 39 s), so three hours are
 812 rounds. Here rounds are made short (few pairs and steps), with a checkpoint every round, samples every tenth, a line
 in the log, a look of the guard every fifth. Every few rounds the resident memory, open descriptors, threads and live
-tensors are noted; a line is fitted to the memory after the warm-up, and its rise over all rounds is printed with the
-descriptors before and after. Exit code 1 where memory grows by 1 % or more, or a descriptor, thread or tensor is left.
-`--minutes` stops earlier, and the same command with the same `--run` goes on from there (each part is judged alone).
+tensors are noted; a line is fitted to the memory after the warm-up (Theil-Sen: the allocator keeps more or less from
+one note to the next), and its rise over all rounds is printed with the descriptors before and after. Exit code 1 where
+memory grows by 1 % or more, or a descriptor, thread or tensor is left. `--minutes` stops earlier, and the same command
+with the same `--run` goes on from there (each part is judged alone).
 """
 
 import argparse
@@ -24,6 +25,7 @@ import children
 import numpy as np
 import torch
 from recipes_short import recipe
+from scipy.stats import theilslopes
 
 from dragontune.commands import parsing
 from dragontune.commands.recipe import read_prompts
@@ -117,7 +119,9 @@ def judge(notes: list[dict[str, int]]) -> tuple[bool, dict[str, float]]:
     if len(kept) < 10:
         sys.exit(f"expected ten notes after a warm-up of {warm - first:.0f} rounds, got {len(kept)}; give it more time")
     rounds = np.array([note["round"] for note in kept], float)
-    slope, start = np.polyfit(rounds - rounds[0], [note["bytes"] for note in kept], 1)
+    # what jumps up and down weighs little
+    fit = theilslopes([note["bytes"] for note in kept], rounds - rounds[0])
+    slope, start = np.array([*fit], float)[:2].tolist()
     figures = {
         "rounds": last - first,
         "warm_up_rounds": rounds[0] - first,

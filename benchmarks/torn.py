@@ -66,7 +66,9 @@ def hostile(path: Path, other: Path, moments: random.Random) -> None:
         path.write_bytes(b"[" * 10**6)
     else:
         content = path.read_bytes()
-        path.write_bytes((2 ** moments.randrange(40, 64) + moments.randrange(2**20)).to_bytes(8, "little") + content[8:])
+        path.write_bytes(
+            (2 ** moments.randrange(40, 64) + moments.randrange(2**20)).to_bytes(8, "little") + content[8:]
+        )
 
 
 DAMAGES = (torn, flipped, torn, flipped, empty, gone, torn, exchanged, renamed, hostile, flipped)

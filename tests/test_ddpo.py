@@ -359,7 +359,7 @@ def test_rewards_that_it_cannot_follow():
 
 def shared() -> list[Tensor]:
     torch.set_num_threads(1)
-    moves = collected(ddpo(nudged()))
+    moves, _ = ddpo(nudged()).collect(PROMPTS, Key(0))
     return [moves.stop.latents, moves.ahead, moves.log_prob, moves.advantage, moves.stop.item.float()]
 
 

@@ -7,8 +7,8 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
-import fuzz
-import fuzz_targets
+import fuzz  # pyright: ignore[reportMissingImports]
+import fuzz_targets  # pyright: ignore[reportMissingImports]
 
 COUNTS = {"recipes": 15, "commands": 6, "models": 3, "adapters": 20, "service": 20}
 

@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from dragontune.errors import InputError
 
+from dragontune.errors import InputError
 from dragontune.training import outside
 from dragontune.training.run_folder import RunFolder
 
@@ -73,7 +73,7 @@ def test_added_renamed_and_gone(place):
     folder.check(json.dumps(FIXED), True)
     (place / "real" / "two.wav").write_bytes(b"2")
     (place / "prompts.txt").unlink()
-    with pytest.raises(InputError, match="prompts.txt is no longer there; real has other content"):
+    with pytest.raises(InputError, match=r"prompts.txt is no longer there; real has other content"):
         folder.check(json.dumps(FIXED), True)
 
 
@@ -83,7 +83,7 @@ def test_a_module_beside_the_users_file(place, monkeypatch):
     folder = claimed(place)
     folder.check(json.dumps(FIXED), True)
     (place / "mine_beside.py").write_text("g = 2\n")
-    with pytest.raises(InputError, match="mine_beside.py has other content"):
+    with pytest.raises(InputError, match=r"mine_beside.py has other content"):
         folder.check(json.dumps(FIXED), True)
 
 

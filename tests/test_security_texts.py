@@ -3,6 +3,7 @@
 import csv
 import warnings
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
@@ -10,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dragontune import cli
-from dragontune.commands import media
+from dragontune.commands import doctor, media
 from dragontune.commands.media import Item
 from dragontune.commands.options import speak_plainly
+from dragontune.commands.recipe import Recipe
 from dragontune.errors import InputError
 from dragontune.plain_text import cell, line, markdown, uncell
 from dragontune.training.card import Card
@@ -147,3 +149,14 @@ def test_a_plain_card_is_plain():
 @given(st.text(max_size=30))
 def test_markdown_is_one_line(text: str):
     assert "\n" not in markdown(text)
+
+
+def test_tables_take_names_for_no_markup(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    finding = doctor.Finding("[/bold]what", "in [red]a[/nothing]\x1b[2J/prompts.txt")
+    monkeypatch.setattr(doctor, "examine", lambda *given: iter([finding]))
+    doctor.doctor(cast(Recipe, None), tmp_path)
+    said = capsys.readouterr().out
+    assert "[/bold]what" in said
+    assert "[red]a[/nothing]\\x1b[2J" in said

@@ -397,12 +397,15 @@ def patiently(address, **more):
             time.sleep(0.1)
 
 
-def test_workers_that_cannot_start_end_it(tmp_path):
+def test_a_reward_that_cannot_be_loaded_ends_it(tmp_path, capsys, monkeypatch):
     (tmp_path / "bad.yaml").write_text(
         "class_path: SetFrechet\ninit_args: {encoder: {class_path: LogMel}, exemplars: nowhere.safetensors}\n"
     )
-    command = [sys.executable, "-m", "dragontune", "serve-reward", "bad.yaml", "--port", "0"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    monkeypatch.chdir(tmp_path)
+    assert run(["serve-reward", "bad.yaml", "--port", "0"]) == 2
+    assert "nowhere.safetensors" in capsys.readouterr().err
+    command = [sys.executable, "-m", "dragontune", "serve-reward", "bad.yaml", "--port", "0", "--workers", "2"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr
     assert "nowhere.safetensors" in ended.stderr

@@ -25,7 +25,7 @@ def in_child(work, said=None):
         code = 1
         try:
             if said is not None:
-                sys.stdout = sys.stderr = open(said, "w", buffering=1)  # pytest's own would not be seen
+                sys.stdout = sys.stderr = said.open("w", buffering=1)  # pytest's own would not be seen
             code = work()
         except BaseException:
             traceback.print_exc()
@@ -130,30 +130,30 @@ def test_an_interruption_that_became_another_error(monkeypatch, tmp_path):
 
 
 def test_at_random_moments_of_a_real_run(tmp_path, monkeypatch):
-    """Loading, rehearsing, collecting, training, clips, looks, adapter, report: 75 within ten seconds, then the rest."""
+    """Loading, rehearsing, collecting, training, clips, looks, report: 75 within ten seconds, then the rest."""
     monkeypatch.chdir(make_workplace(tmp_path))
     guard = "guard: {prompts: prompts.txt, count: 4, every: 2, patience: 9, scales: [1.0]}\n"
     (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text() + guard)
     parsing.import_parts()
     torch.set_num_threads(1)
-    tune = ["tune", "recipe.yaml", "--loop.rounds", "4", "--loop.checkpoint_every", "2"]
+    said, tune = tmp_path / "said", ["tune", "recipe.yaml", "--loop.rounds", "4", "--loop.checkpoint_every", "2"]
     start = time.monotonic()
-    assert ended(in_child(lambda: cli.run([*tune, "--out", "whole"]), "said")) == 0, (tmp_path / "said").read_text()
+    assert ended(in_child(lambda: cli.run([*tune, "--out", "whole"]), said)) == 0, said.read_text()
     length, moments, stopped = time.monotonic() - start, random.Random(0), 0
     for _ in range(8):
-        child = in_child(lambda: cli.run([*tune, "--out", "run", "--resume"]), "said")
+        child = in_child(lambda: cli.run([*tune, "--out", "run", "--resume"]), said)
         time.sleep(moments.uniform(0.05, 0.6 * length))
         sent = time.monotonic()
         numbers = [moments.choice(signals.SIGNALS) for _ in range(moments.randrange(1, 4))]
         for number in numbers:
             os.kill(child, number)
             time.sleep(moments.choice([0, 0.005, 0.05]))
-        code, said = ended(child), (tmp_path / "said").read_text()
+        code, words = ended(child), said.read_text()
         assert time.monotonic() - sent < 10
-        assert code in (0, 75, -signal.SIGTERM, -signal.SIGINT), said  # minus a signal: it came before `run` began
-        assert "Traceback" not in said
+        assert code in (0, 75, -signal.SIGTERM, -signal.SIGINT), words  # minus a signal: it came before `run` began
+        assert "Traceback" not in words
         stopped += code == 75
     assert stopped >= 3
-    assert ended(in_child(lambda: cli.run([*tune, "--out", "run", "--resume"]), "said")) == 0
+    assert ended(in_child(lambda: cli.run([*tune, "--out", "run", "--resume"]), said)) == 0
     for path in [*(tmp_path / "whole" / "adapter").iterdir(), *(tmp_path / "whole" / "samples").rglob("*.flac")]:
         assert path.read_bytes() == (tmp_path / "run" / path.relative_to(tmp_path / "whole")).read_bytes()

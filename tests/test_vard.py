@@ -399,7 +399,7 @@ def test_rewards_that_it_cannot_follow():
 def shared() -> list[Tensor]:
     torch.set_num_threads(1)
     algorithm = vard(nudged())
-    batch, memory = begun(algorithm), algorithm.memory()
+    (batch, _), memory = algorithm.collect(PROMPTS, Key(0)), algorithm.memory()
     return [batch.stop.latents, batch.stop.step.float(), memory["fit"], memory["value.enter.weight"]]
 
 

@@ -8,10 +8,10 @@ QUOTE = "'"
 
 
 def line(text: str) -> str:
-    """One line for a terminal: what is no printable character is written as its escape, as in `\\x1b`.
+    r"""One line for a terminal: what is no printable character is written as its escape, as in `\x1b`.
 
-    >>> line("a\\nb\\x1b[2J")
-    'a\\\\nb\\\\x1b[2J'
+    >>> line("a\nb\x1b[2J")
+    'a\\nb\\x1b[2J'
     """
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 

@@ -96,7 +96,8 @@ class Reading:
 class Pace:
     """Passes on how much is done, ten times a second at most, with the speed and the time that is left.
 
-    What is over within `QUIET` seconds is not told of. The speed is that since the start of this pace: what was skipped at once makes the estimate kinder than it is.
+    What is over within `QUIET` seconds is not told of. The speed is that since the start of this pace: what was skipped
+    at once makes the estimate kinder than it is.
     """
 
     def __init__(self, total: int, progress: Progress | None) -> None:

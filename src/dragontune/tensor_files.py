@@ -1,15 +1,15 @@
 """Safetensors that somebody else wrote: the one door, where a header is believed only after it was held to the file.
 
-Format: 8 bytes of length, a JSON header of names, types, shapes and offsets, then the data (safetensors 0.8). Beyond what
-the library checks, the header may be no larger than `MOST_HEADER`, name a tensor once, and have shapes of a bearable size
-even where they hold nothing. Left out: sub-byte types, which nothing here reads.
+Format: 8 bytes of length, a JSON header of names, types, shapes and offsets, then the data (safetensors 0.8). Beyond
+what the library checks, the header may be no larger than `MOST_HEADER`, name a tensor once, and have shapes of a
+bearable size even where they hold nothing. Left out: sub-byte types, which nothing here reads.
 """
 
 import json
 import math
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -140,7 +140,7 @@ def _check(header: bytes, room: int) -> dict[str, str]:
     return metadata
 
 
-def _span(name: str, entry: Any) -> tuple[int, int]:  # noqa: ANN401 - any JSON
+def _span(name: str, entry: object) -> tuple[int, int]:
     """From where to where a tensor's data lie."""
     match entry:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if len(entry) == 3:
@@ -165,7 +165,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _sound(load: Any) -> dict[str, Tensor]:  # noqa: ANN401 - a function of one of the library's two ways
+def _sound(load: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     try:
         return load()
     except (SafetensorError, RuntimeError, KeyError) as error:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dragontune.algorithms.base import Algorithm
 from dragontune.commands.memory import MORE, Judging, available, forecast
@@ -17,6 +18,7 @@ from dragontune.commands.recipe import Recipe, Seconds, read_prompts
 from dragontune.errors import InputError
 from dragontune.evaluation.evaluate import Evaluation
 from dragontune.evaluation.guard import Guard
+from dragontune.plain_text import line
 from dragontune.seeding import Key
 
 GIB = 2**30
@@ -43,7 +45,7 @@ def doctor(recipe: Recipe, out: Path, memory: float | None = None) -> None:
     table.add_column("what")
     table.add_column("found", overflow="fold")
     for finding in examine(recipe, out, memory):
-        table.add_row(finding.what, finding.found)
+        table.add_row(Text(line(finding.what)), Text(line(finding.found)))
     Console().print(table)
 
 

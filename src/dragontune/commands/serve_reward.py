@@ -1,6 +1,8 @@
 """Serve a reward to other processes and machines over HTTP."""
 
 import importlib.util
+import multiprocessing
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,14 +31,22 @@ class Factory:
         Raises:
             InputError: there is no such reward, or it cannot be served.
         """
+        from uvicorn.config import STARTUP_FAILURE
+
         from dragontune.commands.options import speak_plainly
         from dragontune.rewards.http import secret
         from dragontune.rewards.served import Work
         from dragontune.service.app import Limits, create
 
         speak_plainly()
-        work = Work(parsing.reward(self.name))
-        _ = work.digest  # loads what is slow to load, and finds what is missing
+        try:
+            work = Work(parsing.reward(self.name))
+            _ = work.digest  # loads what is slow to load, and finds what is missing
+        except InputError as error:
+            if multiprocessing.parent_process() is None:
+                raise
+            print(f"dragontune: {error}", file=sys.stderr)
+            sys.exit(STARTUP_FAILURE)  # so that no worker is started in this one's place
         return create(work, secret(self.token_variable, "token"), Limits(self.mib << 20), self.journal)
 
 

@@ -1,7 +1,7 @@
 """peft's configuration as somebody else wrote it: what may not be asked for, before peft acts on it.
 
-peft matches names of layers with the expressions in it, imports a module that it names, and copies layers as often as it
-says; a file of settings must be able to do none of that at will.
+peft matches names of layers with the expressions in it, imports a module that it names, and copies layers as often as
+it says; a file of settings must be able to do none of that at will.
 """
 
 import re

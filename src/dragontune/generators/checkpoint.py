@@ -182,10 +182,8 @@ class Checkpoint:
 
 def _known(library: object) -> bool:
     """Whether a part's library is one of diffusers' own pipelines, or is loaded already."""
-    return (
-        library is None
-        or isinstance(library, str)
-        and (library.partition(".")[0] in sys.modules or hasattr(pipelines, library))
+    return library is None or (
+        isinstance(library, str) and (library.partition(".")[0] in sys.modules or hasattr(pipelines, library))
     )
 
 

@@ -29,6 +29,8 @@ RATES = (100, 2_000_000)
 """The lowest and the highest sample rate that are taken for one, in hertz."""
 LONGEST_LIST = 64 << 20
 """Bytes of a playlist."""
+LONGEST_NAME = 4096
+"""Bytes of a path, of which no system takes more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,6 +146,10 @@ def playlist(path: str | Path) -> list[Path]:
         lines = [line.strip() for line in content.decode("utf-8-sig").splitlines()]
     except (OSError, ValueError) as error:
         raise InputError(f"expected a playlist in UTF-8, one file a line, got {path} ({error}); correct it") from error
+    if any(len(line.encode()) > LONGEST_NAME for line in lines):
+        raise InputError(
+            f"expected a file in each line of {path}, got one of more than {LONGEST_NAME} bytes; correct it"
+        )
     found = [path.parent / line for line in lines if line and not line.startswith("#")]
     if not found:
         raise InputError(f"expected one audio file a line in {path}, got none; name some")

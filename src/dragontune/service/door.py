@@ -32,10 +32,9 @@ class Door:
         if scope["type"] != "http" or scope["path"] == OPEN or self._welcome(scope["headers"]):
             await self.inside(scope, receive, send)
             return
-        headers = [(b"www-authenticate", b"Bearer"), (b"content-length", b"0"), (b"connection", b"close")]
-        await send(
-            {"type": "http.response.start", "status": 401 if self.token else 403, "headers": headers[not self.token :]}
-        )
+        status, more = (401, [(b"www-authenticate", b"Bearer")]) if self.token else (403, [])
+        headers = [*more, (b"content-length", b"0"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b""})
 
     def _welcome(self, headers: list[tuple[bytes, bytes]]) -> bool:

@@ -117,8 +117,8 @@ def storage_trouble(error: BaseException) -> str | None:
             )
         if code == errno.EIO:
             return (
-                f"expected a disk that works, got an error of it ({text}); what was complete is still there: see to the "
-                "disk and run again (tune: with --resume)"
+                f"expected a disk that works, got an error of it ({text}); what was complete is still there: see to "
+                "the disk and run again (tune: with --resume)"
             )
         if isinstance(cause, OSError) and code in READ_ONLY:
             place = cause.filename or "a file"

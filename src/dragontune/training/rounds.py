@@ -76,7 +76,7 @@ class Rounds:
             "peak_memory": peak_memory(),
             "reward": metrics.pop("reward", None),
             "loss": metrics.pop("loss", None),
-            "metrics": metrics,
+            "metrics": {sys.intern(name): value for name, value in metrics.items()},  # one copy for all rounds
             **texts,
             **({"skips": tally.skips} if tally.skips else {}),
         }
