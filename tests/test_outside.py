@@ -113,6 +113,14 @@ def test_a_large_file_is_known_by_pieces(place, monkeypatch):
             folder.check(json.dumps(FIXED), True)
 
 
+def test_a_start_that_was_killed_before_it_had_the_folder_is_forgotten(place):
+    folder = claimed(place)
+    (folder.path / "checkpoints" / "recipe.json").unlink()  # written last
+    (place / "prompts.txt").write_text("a hornpipe\n")
+    claimed(place)
+    folder.check(json.dumps(FIXED), True)
+
+
 def test_a_damaged_file_of_ours_is_no_traceback(place):
     folder = claimed(place)
     (folder.path / "checkpoints" / "recipe.json").write_bytes(b"\xff[[")

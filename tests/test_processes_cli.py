@@ -90,3 +90,45 @@ def test_a_mistake_is_told_once(tmp_path: Path, arguments: list[str], sentence: 
     assert "exitcode  : 2" in said
     assert "exitcode  : 1" not in said
     assert not (tmp_path / "runs/recipe").exists()
+
+
+LONE = """
+import sys, time
+from datetime import timedelta
+
+from dragontune import cli, parallel
+from dragontune.errors import InputError
+from dragontune.training.processes import joined
+
+
+def tune(arguments):
+    with joined():
+        rank = parallel.everyone(0) and parallel.dist.get_rank()
+        if rank == 1:
+            raise {error}("expected a voice, got none; sing")
+        time.sleep(60)
+
+
+parallel.PATIENCE, cli._tune = timedelta(seconds=1), tune
+sys.exit(cli.main())
+"""
+
+
+@pytest.mark.parametrize(("error", "code"), [("InputError", 2), ("ZeroDivisionError", 1)])
+def test_one_that_failed_says_so_and_leaves_though_nobody_listens(error: str, code: int):
+    """The first process is busy for a minute; the second does not wait for it."""
+    port, pipe = free_port(), subprocess.PIPE
+    told = {"MASTER_ADDR": "localhost", "MASTER_PORT": f"{port}", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", LONE.replace("{error}", error), "tune"]
+    both = [
+        subprocess.Popen(command, stderr=pipe, text=True, env=os.environ | told | {"RANK": rank, "LOCAL_RANK": rank})
+        for rank in ("0", "1")
+    ]
+    try:
+        said = both[1].communicate(timeout=200)[1]
+        assert both[0].poll() is None
+        assert both[1].returncode == code
+        assert f"process 1 failed ({error}: expected a voice, got none; sing)" in said
+    finally:
+        both[0].kill()
+        both[0].communicate()

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,9 +23,20 @@ from dragontune.training import signals
 
 
 def main() -> int:
-    """The program: a signal that comes after the work is over no longer disturbs its end."""
-    code = run(sys.argv[1:])
+    """The program: a signal that comes after the work is over no longer disturbs its end.
+
+    One of several processes that has failed leaves at once: PyTorch would wait for the others, and they for it.
+    """
+    try:
+        code = run(sys.argv[1:])
+    except Exception:
+        if launcher.count() == 1:
+            raise
+        traceback.print_exc()
+        code = 1
     signals.seen()
+    if code and launcher.count() > 1:
+        signals.leave(code)
     if signals.asked():
         signals.leave_by(code)
     return code

@@ -6,13 +6,18 @@ and adapter files are the same. All processes must call the network equally ofte
 """
 
 from collections.abc import Iterator
+from datetime import timedelta
 
 import torch
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch import distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from dragontune.parallel import processes
+
+LONGEST = timedelta(hours=24)
+"""How long a process waits for the others' pieces; one that ends is noticed at once."""
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
@@ -20,7 +25,10 @@ def shard(network: nn.Module, device: torch.device) -> None:
     adapters = {weight for weight in network.parameters() if weight.requires_grad}
     for weight in adapters:
         weight.data = weight.data.to(device)
-    mesh = init_device_mesh(device.type, (processes(),))
+    if device.type == "cpu":  # apart from what processes say to each other, as it is on GPUs
+        mesh = DeviceMesh.from_group(dist.new_group(timeout=LONGEST), "cpu")
+    else:
+        mesh = init_device_mesh(device.type, (processes(),))
     for part in (*blocks(network), network):
         if any(not weight.requires_grad for weight in part.parameters()):
             fully_shard(part, mesh=mesh, reshard_after_forward=True, ignored_params=adapters)

@@ -7,8 +7,8 @@ tensors stay on their device. Processes of one run trust each other. Left out: a
 """
 
 import json
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,6 +23,7 @@ from torch import Tensor
 from dragontune.data import join_columns
 from dragontune.errors import InputError, InterruptedRun, LostService, NonFiniteError
 from dragontune.parallel.packing import pack, unpack
+from dragontune.plain_text import line
 
 T = TypeVar("T")
 
@@ -32,8 +33,10 @@ KINDS = {"InputError": InputError, "NonFiniteError": NonFiniteError, "LostServic
 """Errors that keep their kind in the other processes; any other is an interruption there."""
 SHORT, LITTLE = 512, 2**20
 """Bytes of the first message of an exchange, and of contents that are worth sending in one padded message."""
-TRACES = ("gloo", "nccl", "connection", "socket", "peer", "timed out")
-"""Words by which the error of a collective is known from others."""
+TRACES = ("gloo", "nccl")
+"""Words by which the error of a collective is known from others, which may be about connections, too."""
+ALONE = (*TRACES, "connection", "socket", "peer", "timed out")
+"""The same, where there is nothing but a collective that could fail."""
 
 
 def processes() -> int:
@@ -123,7 +126,7 @@ def _each_kind(tensors: Iterable[Tensor], collective: Callable[[Tensor], object]
     everyone(None)
     for members in kinds.values():
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in members])
-        with connected():
+        with connected(ALONE):
             collective(flat)
         for tensor, total in zip(members, flat.split([tensor.numel() for tensor in members]), strict=True):
             with torch.no_grad():
@@ -148,14 +151,14 @@ def in_company() -> Iterator[None]:
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def connected(traces: Sequence[str] = TRACES) -> Iterator[None]:
     """Within it the failure of a collective is an `InterruptedRun`: another process is gone."""
     try:
         yield
     except (InterruptedRun, NonFiniteError, LostService):
         raise
     except RuntimeError as error:
-        lost = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in TRACES)
+        lost = isinstance(error, dist.DistError) or any(word in str(error).lower() for word in traces)
         if processes() == 1 or not lost:
             raise
         reason = str(error).strip().partition("\n")[0][:120]
@@ -163,18 +166,22 @@ def connected() -> Iterator[None]:
 
 
 def _tell(error: Exception) -> None:
-    """Say that this process has failed, when the others next exchange something. They may be gone themselves."""
+    """Say that this process has failed, when the others next exchange something; to the user, if they do not in time.
+
+    They may be gone themselves, or wait for this process in a collective of the network's.
+    """
     said = {"error": type(error).__name__, "sentence": str(error)}
     try:
         _headers(json.dumps(said).encode(), 0, PATIENCE)
     except (RuntimeError, ValueError) as nobody:
-        warnings.warn(f"the other processes were not told of the error ({str(nobody)[:80]})", stacklevel=2)
+        told = f"process {dist.get_rank()} failed ({said['error']}: {line(said['sentence'])}), which the others"
+        print(f"dragontune: {told} were not told ({line(str(nobody))[:80]})", file=sys.stderr, flush=True)
 
 
 def _exchange(what: str, value: Any) -> list[Any]:  # noqa: ANN401 - of any kind that can be packed
     said, content = pack(value)
     header = json.dumps({"what": what, "said": said}).encode()
-    with connected():
+    with connected(ALONE):
         found = _headers(header, len(content))
     headers = [json.loads(text) for text, _ in found]
     for rank, other in enumerate(headers):
@@ -182,7 +189,7 @@ def _exchange(what: str, value: Any) -> list[Any]:  # noqa: ANN401 - of any kind
             raise _heard(rank, other["error"], other["sentence"])
     if wrong := {other["what"] for other in headers} - {what}:
         raise AssertionError(f"processes are out of step: {what} here, {', '.join(sorted(wrong))} elsewhere")
-    with connected():
+    with connected(ALONE):
         contents = _contents(content, [length for _, length in found])
     pairs = enumerate(zip(headers, contents, strict=True))
     return [value if rank == dist.get_rank() else unpack(other["said"], read) for rank, (other, read) in pairs]

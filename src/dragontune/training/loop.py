@@ -218,13 +218,17 @@ class Loop:
         return state.round, dict(state.tensors), state.history
 
     def _rescue(self, folder: RunFolder | None, state: TrainingState, stop: BaseException) -> None:
-        """Save the state before the unfinished round, whatever stopped it; a full disk is told of once."""
+        """Save the state before the unfinished round, whatever stopped it.
+
+        A full disk that stopped it is told of once; one that is found now is what there is to tell, since others say
+        that the state is saved.
+        """
         if folder is None:
             return
         try:
             folder.checkpoints(self.keep).save(state)
         except OSError:
-            if isinstance(stop, KeyboardInterrupt):
+            if not isinstance(stop, OSError):
                 raise
 
     def _record(self, folder: RunFolder, state: TrainingState, trackers: Sequence[Tracker]) -> None:

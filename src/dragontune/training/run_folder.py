@@ -151,6 +151,8 @@ class RunFolder:
         self._end.unlink(missing_ok=True)
         self._marker.parent.mkdir(exist_ok=True)
         files.write(self.recipe, recipe.encode())
+        if not self._marker.exists():
+            self._outside.unlink(missing_ok=True)  # of a start that was killed, maybe with other files
         self.note(fixed)
         files.write(self._marker, json.dumps(fixed).encode())
 

@@ -50,15 +50,16 @@ def seen() -> None:
             signal.signal(number, signal.SIG_IGN)
 
 
+def leave(code: int) -> None:
+    """End the process with `code`, whatever else it would wait for."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def leave_by(code: int) -> None:
-    """End the process with `code` after `LEAVE` seconds, should threads keep it from ending by itself."""
-
-    def end() -> None:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-    timer = threading.Timer(LEAVE, end)
+    """The same after `LEAVE` seconds, should threads keep it from ending by itself."""
+    timer = threading.Timer(LEAVE, leave, (code,))
     timer.daemon = True
     timer.start()
 
