@@ -117,8 +117,6 @@ def attempt(once: Any, draw: Any, also: tuple[type[BaseException], ...], watch: 
         outcome = "value"
     except (InputError, NonFiniteError, *also) as error:
         outcome = type(error).__name__
-        if len(str(error)) > 5000:
-            problem = f"a message of {len(str(error))} letters"
     except Hang:
         outcome, problem = "hang", f"more than {SECONDS:g} s: {traceback.format_exc(limit=-12)[-2500:]}"
     except Exception as error:

@@ -1,5 +1,6 @@
 """Real reward services, in processes of their own, and rewards to serve."""
 
+import http.client
 import os
 import re
 import signal
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,11 @@ import uvicorn
 from dragontune.data import Samples
 from dragontune.media.audio import Audio
 from dragontune.rewards.base import Reward
+from dragontune.rewards.link import KIND, digest_field
 from dragontune.rewards.served import Work
 from dragontune.service.app import Limits, create
 from dragontune.service.server import configured
+from dragontune.wire import VERSION, Message, pack
 
 TOKEN = "f3a9c0ffee0123456789abcdef-do-not-show"
 
@@ -101,6 +104,37 @@ def clips(count: int, seed: int = 0, length: int = 400) -> Samples:
     random = torch.Generator().manual_seed(seed)
     waves = torch.rand(count, 1, length, generator=random) - 0.5
     return Samples(tuple(f"prompt {i}" for i in range(count)), waves[:, 0, :4].clone(), Audio(waves, 16000))
+
+
+def request(
+    digest: str, count: int = 2, seed: int = 0, prompts: Sequence[str] | None = None, **header: object
+) -> bytes:
+    samples = clips(count, seed)
+    tensors: dict[str, torch.Tensor] = {}
+    said = {
+        "version": VERSION,
+        "reward": digest,
+        "key": "0" * 32,
+        "ids": [str(i) for i in range(count)],
+        "prompts": list(prompts or samples.prompts),
+        "latents": pack(samples.latents, "latents", tensors),
+        "media": pack(samples.media, "media", tensors),
+    }
+    return Message(said | header, tensors).dump()
+
+
+def ask(
+    address: str, body: bytes | None = None, path: str = "/v1/encode", method: str | None = None, **headers: str
+) -> tuple[http.client.HTTPResponse, bytes]:
+    host = address.removeprefix("http://")
+    connection = http.client.HTTPConnection(host, timeout=20)
+    usual = {} if body is None else {"Content-Type": KIND, "Content-Digest": digest_field(body)}
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    connection.request(method or ("GET" if body is None else "POST"), path, body, usual | given)
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    return answer, content
 
 
 def audio(samples: Samples) -> Audio:

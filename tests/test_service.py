@@ -1,20 +1,14 @@
 """A reward service on this machine: what it answers, and what it refuses, to whom."""
 
-import http.client
-import importlib.util
 import json
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from dragontune.cli import run
+import services
 from dragontune.encoders.log_mel import LogMel
 from dragontune.errors import InputError
 from dragontune.reference import Reference
@@ -28,8 +22,8 @@ from dragontune.rewards.pareto import Pareto
 from dragontune.rewards.served import Work
 from dragontune.rewards.signal import Loudness
 from dragontune.service import server
-from dragontune.wire import VERSION, Message, pack
-from services import TOKEN, audio, clips, in_thread, serving
+from dragontune.wire import VERSION, Message
+from services import TOKEN, ask, audio, clips, in_thread
 
 
 def loudness(media, prompts):
@@ -60,30 +54,8 @@ def guarded():
         yield address
 
 
-def request(count=2, seed=0, prompts=None, **header):
-    samples, tensors = clips(count, seed), {}
-    said = {
-        "version": VERSION,
-        "reward": Work(REWARD).digest,
-        "key": "0" * 32,
-        "ids": [str(i) for i in range(count)],
-        "prompts": list(prompts or samples.prompts),
-        "latents": pack(samples.latents, "latents", tensors),
-        "media": pack(samples.media, "media", tensors),
-    }
-    return Message(said | header, tensors).dump()
-
-
-def ask(address, body=None, path="/v1/encode", method=None, **headers):
-    host = address.removeprefix("http://")
-    connection = http.client.HTTPConnection(host, timeout=20)
-    usual = {} if body is None else {"Content-Type": KIND, "Content-Digest": digest_field(body)}
-    given = {name.replace("_", "-"): value for name, value in headers.items()}
-    connection.request(method or ("GET" if body is None else "POST"), path, body, usual | given)
-    answer = connection.getresponse()
-    content = answer.read()
-    connection.close()
-    return answer, content
+def request(*given, reward=REWARD, **more):
+    return services.request(Work(reward).digest, *given, **more)
 
 
 def raw(address, *parts, wait=0.0, timeout=5.0):
@@ -121,7 +93,7 @@ def test_what_is_served(address):
 WRONG = {
     "another version": ({"version": 2}, 400),
     "no key": ({"key": 3}, 400),
-    "another reward": ({"reward": "0" * 64}, 412),
+    "another reward": ({"digest": "0" * 64}, 412),
     "an id twice": ({"ids": ["0", "0"]}, 400),
     "an id too few": ({"ids": ["0"]}, 400),
     "ids of numbers": ({"ids": [0, 1]}, 400),
@@ -137,7 +109,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("header", "status"), WRONG.values(), ids=WRONG)
 def test_requests_that_are_wrong(address, header, status):
-    answer, content = ask(address, request(**header))
+    answer, content = ask(address, services.request(**{"digest": Work(REWARD).digest} | header))
     assert answer.status == status
     assert set(json.loads(content)) == {"kind", "error"}
 
@@ -166,7 +138,7 @@ def test_bodies_that_are_wrong(address):
 
 def test_our_own_defects_are_500_and_counted():
     with in_thread(Broken(loudness)) as address:
-        body = request(reward=Work(Broken(loudness)).digest)
+        body = request(reward=Broken(loudness))
         answer, content = ask(address, body)
         assert (answer.status, content) == (500, b"")
         assert b"dragontune_service_errors_total 1.0" in ask(address, path="/metrics")[1]
@@ -311,101 +283,3 @@ def test_rewards_that_cannot_be_served(tmp_path):
         Work(Sum({"a": vendi}, standardise="running"))
     with pytest.raises(InputError, match="works only outermost"):
         Work(Pareto({"a": vendi, "b": Vendi(LogMel(), 2.0)}))
-
-
-BAD = {
-    "no token": (["--host", "0.0.0.0"], "expected a token for a service that others can reach"),
-    "a token on the command line": (["--token-variable", "secret-abc"], "something else, which is not shown"),
-    "a variable that is not there": (["--token-variable", "NOT_THERE_X"], "got nothing; export NOT_THERE_X"),
-    "a short token": (["--token-variable", "SHORT_TOKEN"], "at least 16 characters"),
-    "no port": (["--port", "70000"], "a port from 0"),
-    "no workers": (["--workers", "0"], "1 to 256 workers"),
-    "no size": (["--max-mib", "0"], "--max-mib from 1"),
-    "no host": (["--host", "no.such.host.invalid", "--token-variable", "LONG_TOKEN"], "a host to listen on"),
-}
-
-
-@pytest.mark.parametrize(("more", "said"), BAD.values(), ids=BAD)
-def test_bad_options_are_one_sentence(more, said, capsys, tmp_path, monkeypatch):
-    monkeypatch.setenv("SHORT_TOKEN", "abc")
-    monkeypatch.setenv("LONG_TOKEN", TOKEN)
-    (tmp_path / "r.py").write_text("def f(media, prompts): return [0.0] * len(prompts)\n")
-    assert run(["serve-reward", f"{tmp_path}/r.py:f", *more]) == 2
-    captured = capsys.readouterr()
-    assert said in captured.err
-    assert captured.err.count("\n") == 1
-    assert "secret-abc" not in captured.err + captured.out
-
-
-def test_a_port_in_use_and_a_reward_that_is_not_there(capsys, tmp_path):
-    (tmp_path / "r.py").write_text("def f(media, prompts): return [0.0] * len(prompts)\n")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        assert run(["serve-reward", f"{tmp_path}/r.py:f", "--port", port]) == 2
-    assert f"expected a free port to listen on, got 127.0.0.1:{port}" in capsys.readouterr().err
-    assert run(["serve-reward", f"{tmp_path}/none.yaml"]) == 2
-    assert run(["serve-reward", f"{tmp_path}/r.py:g"]) == 2
-
-
-def test_without_the_extra(capsys, tmp_path, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "uvicorn" else found(name, *more)
-    )
-    assert run(["serve-reward", "r.yaml"]) == 2
-    assert "pip install 'dragontune[serve]'" in capsys.readouterr().err
-
-
-def test_a_real_one_with_two_workers_ends_with_what_is_under_way_answered(tmp_path):
-    more = ["--workers", "2", "--token-variable", "A_TOKEN", "--journal", str(tmp_path / "journal")]
-    right = {"Authorization": f"Bearer {TOKEN}"}
-    with serving(tmp_path, "own_rewards.py:slow", *more, env={"A_TOKEN": TOKEN}) as service:
-        said = json.loads(patiently(service.address, path="/v1/info", **right))
-        done: list[dict[str, int]] = []
-        deadline = time.monotonic() + 60
-        while len({line["process"] for line in done}) < 2 and time.monotonic() < deadline:  # until both are there
-            bodies = [request(1, 0, ["four"], reward=said["digest"], key=f"{len(done) + i:032x}") for i in range(2)]
-            with ThreadPoolExecutor(2) as pool:
-                for answer, content in pool.map(lambda body: ask(service.address, body, **right), bodies):
-                    assert answer.status == 200
-                    assert Message.load(content).tensors["scores"].tolist() == [4.0]
-            done = [json.loads(line) for line in (tmp_path / "journal").read_text().splitlines()]
-        assert len({line["process"] for line in done}) == 2
-        text = ask(service.address, path="/metrics", **right)[1].decode()
-        assert f"dragontune_service_items_total {len(done)}.0" in text
-        late: list[int] = []
-        body = request(1, 0, ["last"], reward=said["digest"], key="f" * 32)
-        thread = threading.Thread(target=lambda: late.append(ask(service.address, body, **right)[0].status))
-        thread.start()
-        time.sleep(0.3)
-        assert service.end(signal.SIGTERM) == 0
-        thread.join()
-        assert late == [200]
-        assert TOKEN not in "".join(service.lines)
-        with pytest.raises(OSError):  # noqa: PT011 - whatever the system says
-            ask(service.address, path="/healthz")
-
-
-def patiently(address, **more):
-    """What a service says that is only starting."""
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return ask(address, **more)[1]
-        except (OSError, http.client.HTTPException):
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-
-
-def test_a_reward_that_cannot_be_loaded_ends_it(tmp_path, capsys, monkeypatch):
-    (tmp_path / "bad.yaml").write_text(
-        "class_path: SetFrechet\ninit_args: {encoder: {class_path: LogMel}, exemplars: nowhere.safetensors}\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    assert run(["serve-reward", "bad.yaml", "--port", "0"]) == 2
-    assert "nowhere.safetensors" in capsys.readouterr().err
-    command = [sys.executable, "-m", "dragontune", "serve-reward", "bad.yaml", "--port", "0", "--workers", "2"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 2
-    assert "Traceback" not in ended.stderr
-    assert "nowhere.safetensors" in ended.stderr

@@ -5,14 +5,20 @@ import re
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", *"\uff1d\uff0b\uff0d\uff20")
 """What a cell begins with that spreadsheets compute instead of showing, also as wide characters."""
 QUOTE = "'"
+LONGEST = 4000
+"""Letters of a line."""
 
 
 def line(text: str) -> str:
     r"""One line for a terminal: what is no printable character is written as its escape, as in `\x1b`.
 
+    Of more than `LONGEST` letters the middle is left out.
+
     >>> line("a\nb\x1b[2J")
     'a\\nb\\x1b[2J'
     """
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}"
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
 
 

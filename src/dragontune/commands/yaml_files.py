@@ -126,7 +126,5 @@ def _check_numbers(value: object) -> None:
             level += [*part.keys(), *part.values()]
         elif isinstance(part, list | tuple | set):
             level += part
-        elif isinstance(part, float) and part != part:
-            raise ValueError(".nan, which no field can be")
         elif isinstance(part, int) and not -LARGEST <= part < LARGEST:
             raise ValueError("a whole number of more than 64 bits")

@@ -241,7 +241,7 @@ class Elsewhere(Reward[F]):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OfItems(Elsewhere[Tensor], InstanceReward[Tensor]):
+class ItemsElsewhere(Elsewhere[Tensor], InstanceReward[Tensor]):
     """Of single items: scores come back."""
 
     def encode(self, samples: Samples) -> Float[Tensor, " n"]:
@@ -264,7 +264,7 @@ class OfItems(Elsewhere[Tensor], InstanceReward[Tensor]):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class OfSets(Elsewhere[Items], DistributionReward[Items]):
+class SetElsewhere(Elsewhere[Items], DistributionReward[Items]):
     """Of a set: features come back, and are sent again when a set is to be scored.
 
     An exchange of items is asked for together with all others of the same composition, so that `contrast` makes one

@@ -14,7 +14,7 @@ from dragontune.data import Rows
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.rewards.base import DistributionReward, InstanceReward, Reward
 from dragontune.rewards.circuits import Circuits
-from dragontune.rewards.elsewhere import Elsewhere, F, OfItems, OfSets
+from dragontune.rewards.elsewhere import Elsewhere, F, ItemsElsewhere, SetElsewhere
 from dragontune.rewards.http import Answer, Stop, Trouble
 from dragontune.rewards.link import Line, Patience
 from dragontune.rewards.served import AnotherReward, Work
@@ -125,7 +125,7 @@ class Ray(Elsewhere[F]):
 
 
 @dataclass(frozen=True, eq=False)
-class RayReward(Ray, OfItems):
+class RayReward(Ray, ItemsElsewhere):
     """A reward of single items, computed by actors.
 
     >>> RayReward(CleanSound(), actors=4)
@@ -133,7 +133,7 @@ class RayReward(Ray, OfItems):
 
 
 @dataclass(frozen=True, eq=False)
-class RaySetReward(Ray, OfSets):
+class RaySetReward(Ray, SetElsewhere):
     """A reward of a set, computed by actors.
 
     >>> RaySetReward(SetFrechet(TinyClap(), "my songs"), actors=4)

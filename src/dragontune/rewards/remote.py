@@ -7,7 +7,7 @@ that learn (put `standardise: running` around remote rewards, not into the servi
 from dataclasses import dataclass
 from functools import cached_property
 
-from dragontune.rewards.elsewhere import Elsewhere, F, OfItems, OfSets
+from dragontune.rewards.elsewhere import Elsewhere, F, ItemsElsewhere, SetElsewhere
 from dragontune.rewards.link import Link
 
 
@@ -34,7 +34,7 @@ class Remote(Elsewhere[F]):
 
 
 @dataclass(frozen=True, eq=False)
-class RemoteReward(Remote, OfItems):
+class RemoteReward(Remote, ItemsElsewhere):
     """A reward of single items, computed by services.
 
     >>> RemoteReward(["http://gpu-1:8750", "http://gpu-2:8750"], token_variable="REWARD_TOKEN")
@@ -42,7 +42,7 @@ class RemoteReward(Remote, OfItems):
 
 
 @dataclass(frozen=True, eq=False)
-class RemoteSetReward(Remote, OfSets):
+class RemoteSetReward(Remote, SetElsewhere):
     """A reward of a set, computed by services.
 
     >>> RemoteSetReward(["http://gpu-1:8750"])
