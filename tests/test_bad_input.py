@@ -283,7 +283,7 @@ def test_a_folder_that_cannot_be_written(workplace, capsys, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", denied)
-        assert "can be written" in refused(capsys, "tune", "recipe.yaml", "--out", "locked/run")
+        assert "where a folder can be made" in refused(capsys, "tune", "recipe.yaml", "--out", "locked/run")
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, *rest, **kind: path != Path("run") and allowed(path, *rest, **kind))
     assert "can be written" in refused(capsys, "tune", "recipe.yaml", "--out", "run")

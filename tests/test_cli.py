@@ -18,7 +18,7 @@ from dragontune.testing import Toy
 from small_runs import make_workplace
 from tiny_stable_diffusion import save_stable_diffusion
 
-METRICS = {"prompts", "rewards", "seconds", "package_versions", "seed"}
+METRICS = {"prompts", "rewards", "seconds", "package_versions", "seed", "health", "peak_memory"}
 REWARD = {"scope", "target", "before", "after", "win_rate", "win_rate_ci95"}
 
 

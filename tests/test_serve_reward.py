@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -62,7 +63,7 @@ def test_without_the_extra(capsys, tmp_path, monkeypatch):
 
 def test_a_real_one_with_two_workers_ends_with_what_is_under_way_answered(tmp_path):
     more = ["--workers", "2", "--token-variable", "A_TOKEN", "--journal", str(tmp_path / "journal")]
-    right = {"Authorization": f"Bearer {TOKEN}"}
+    right: Any = {"Authorization": f"Bearer {TOKEN}"}
     with serving(tmp_path, "own_rewards.py:slow", *more, env={"A_TOKEN": TOKEN}) as service:
         said = json.loads(patiently(service.address, path="/v1/info", **right))
         done: list[dict[str, int]] = []
@@ -90,12 +91,12 @@ def test_a_real_one_with_two_workers_ends_with_what_is_under_way_answered(tmp_pa
             ask(service.address, path="/healthz")
 
 
-def patiently(address, **more):
+def patiently(address: str, path: str, **more: Any) -> bytes:
     """What a service says that is only starting."""
     deadline = time.monotonic() + 120
     while True:
         try:
-            return ask(address, **more)[1]
+            return ask(address, path=path, **more)[1]
         except (OSError, http.client.HTTPException):
             assert time.monotonic() < deadline
             time.sleep(0.1)

@@ -143,7 +143,7 @@ def _check(header: bytes, room: int) -> dict[str, str]:
 def _span(name: str, entry: object) -> tuple[int, int]:
     """From where to where a tensor's data lie."""
     match entry:
-        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(start), int(stop)]} if len(entry) == 3:
+        case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(start), int(stop)], **rest} if not rest:
             pass
         case _:
             raise ValueError(f"no type, shape and offsets for {name[:80]}")

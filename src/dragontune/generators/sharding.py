@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
-from torch import nn
 from torch import distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -26,7 +26,8 @@ def shard(network: nn.Module, device: torch.device) -> None:
     for weight in adapters:
         weight.data = weight.data.to(device)
     if device.type == "cpu":  # apart from what processes say to each other, as it is on GPUs
-        mesh = DeviceMesh.from_group(dist.new_group(timeout=LONGEST), "cpu")
+        group = dist.new_group(timeout=LONGEST)
+        mesh = DeviceMesh.from_group(group, "cpu")  # pyright: ignore[reportArgumentType] - every process is a member
     else:
         mesh = init_device_mesh(device.type, (processes(),))
     for part in (*blocks(network), network):
