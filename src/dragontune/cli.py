@@ -72,6 +72,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     except Exception as error:
         return _storage(error)
+    finally:
+        signals.rest()
     return 0
 
 

@@ -34,6 +34,7 @@ def heard() -> None:
         for number in SIGNALS:
             if number == signal.SIGTERM or asked() or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, _ask)
+    rest()
     _asked.clear()
 
 
@@ -42,10 +43,16 @@ def asked() -> bool:
     return bool(_asked)
 
 
-def seen() -> None:
-    """The interruption is being seen to: no signal disturbs what is left to do."""
+def rest() -> None:
+    """What was asked is not asked again."""
     if threading.current_thread() is threading.main_thread():
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def seen() -> None:
+    """The interruption is being seen to: no signal disturbs what is left to do."""
+    rest()
+    if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
