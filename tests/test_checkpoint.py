@@ -215,6 +215,22 @@ def test_damaged_ones_do_not_push_out_what_is_saved_after_them(tmp_path, keep, c
     assert checkpoints.rounds() == [1]
 
 
+def test_one_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    for number in (1, 2):
+        checkpoints.save(state(number))
+    read = Path.read_bytes
+
+    def denied(path):
+        if path.name == "round-000002.safetensors":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(InputError, match=r"round-000002.safetensors \(Permission denied\); change its permissions"):
+        checkpoints.latest()
+
+
 def test_of_another_adapter_is_refused(tmp_path):
     weight = torch.nn.Parameter(torch.zeros(5))
     with pytest.raises(InputError, match="another"):

@@ -361,6 +361,9 @@ def test_a_collapse_can_end_the_run_the_same_way_when_resumed(tmp_path):
     assert [record["metrics"] for record in again] == [record["metrics"] for record in history]
     assert again[-1]["stopped"] == history[-1]["stopped"]
     assert len(COLLAPSE.run(collapsing(), PROMPTS, folder, health=health)) == len(history)
+    on = replace(COLLAPSE, rounds=len(history) + 1).run(collapsing(), PROMPTS, folder)
+    assert len(on) == len(history) + 1
+    assert not any("stopped" in record for record in on)
 
 
 def test_spread_of_known_items():

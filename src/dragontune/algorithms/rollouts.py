@@ -14,7 +14,7 @@ from torch import Tensor
 from dragontune.data import Rows, Samples, join_columns
 from dragontune.errors import InputError, NonFiniteError
 from dragontune.generators.base import Generator
-from dragontune.parallel import from_main, gather_rows, portions, share
+from dragontune.parallel import from_main, gather_rows, portions, processes, share
 from dragontune.rewards import standardise
 from dragontune.rewards.base import Features, InstanceReward, Reward
 from dragontune.rewards.crop import Crop
@@ -56,8 +56,14 @@ class Rollouts:
         The item of a row, `stop.item`, is its prompt's position. Shared among the processes; every one has all of it.
 
         Raises:
+            InputError: there are fewer prompts than processes.
             NonFiniteError: a score is NaN or infinite; the message names the item.
         """
+        if len(prompts) < processes():
+            raise InputError(
+                f"expected at least as many rollouts as there are processes ({processes()}), got {len(prompts)}; ask "
+                "for more, or start fewer processes"
+            )
         kept: list[R] = []
         features: list[Features] = []
         for portion in portions(share(len(prompts)), self.micro_batch, self.generator.sharded):

@@ -64,7 +64,7 @@ def score(
 def measure(folder: Path, reward: Reward, prompts: str | None, reading: Reading | None = None) -> dict[str, Any]:
     """The same as a record: reward, scope, count, score, for an instance reward the score of every file.
 
-    Files are read and encoded as a stream: an instance reward keeps their scores only, a set reward what its `tally`
+    Files are read and encoded as a stream: an instance reward keeps their scores only, a set reward what its `running`
     keeps. `unreadable`, if there are such files, has their names and the reasons.
 
     Raises:
@@ -73,7 +73,7 @@ def measure(folder: Path, reward: Reward, prompts: str | None, reading: Reading 
     """
     found = media.items(folder, prompts)
     reading = reading or Reading(unreadable=Unreadable())
-    scored = reward.tally()
+    scored = reward.running()
     names = list[str]()
     for item, samples in media.readable(found, reading):
         if reward.needs_prompts and not item.prompt:

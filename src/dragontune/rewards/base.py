@@ -60,7 +60,7 @@ class Reward(ABC, Generic[F]):
     def score(self, features: F) -> Float[Tensor, " *scores"]:
         """One score per item, or one for the set; float64 where the maths needs it."""
 
-    def tally(self) -> Tally[F]:
+    def running(self) -> Tally[F]:
         """What takes the features of items part by part and scores them all at the end.
 
         Here it keeps them; a reward that can do with less overrides it, so that sets may be larger than memory.
@@ -80,7 +80,7 @@ class InstanceReward(Reward[F]):
     def score(self, features: F) -> Float[Tensor, " n"]:
         """One score per row, whatever the other rows are."""
 
-    def tally(self) -> Tally[F]:
+    def running(self) -> Tally[F]:
         """It scores items as they come."""
         return Scores(self.score)
 

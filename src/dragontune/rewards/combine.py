@@ -207,7 +207,7 @@ class Sum(Weighted, DistributionReward[Parts]):
         with torch.no_grad():
             return self._total(features)
 
-    def tally(self) -> Tally[Parts]:
+    def running(self) -> Tally[Parts]:
         """Each member's own."""
         return SumTally(self)
 
@@ -235,7 +235,7 @@ class SumTally(Tally[Parts]):
 
     def __init__(self, reward: Sum) -> None:
         self._reward = reward
-        self._members = {name: member.tally() for name, member in reward.rewards.items()}
+        self._members = {name: member.running() for name, member in reward.rewards.items()}
 
     def add(self, features: Parts) -> None:
         """Tell every member."""

@@ -90,9 +90,9 @@ class Crop(Reward[F]):
         """The reward's."""
         return self.reward.score(features)
 
-    def tally(self) -> Tally[F]:
+    def running(self) -> Tally[F]:
         """The reward's."""
-        return self.reward.tally()
+        return self.reward.running()
 
     def _media(self, media: Media, places: Float[Tensor, " n"]) -> Media:
         if isinstance(media, Tensor):

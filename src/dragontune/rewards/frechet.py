@@ -55,7 +55,7 @@ class SetFrechet(ExemplarReward[Embeddings], DistributionReward[Embeddings], Dif
         self.check_set(features)
         return -frechet_distance(features.pooled(), self.target)
 
-    def tally(self) -> Tally[Embeddings]:
+    def running(self) -> Tally[Embeddings]:
         """Frames up to `KEPT` numbers; beyond that their moments."""
         return FrechetTally(self)
 

@@ -132,12 +132,21 @@ class Checkpoints:
         self._prune({*earlier[-self.keep :], *([] if best is None else [best])})
 
     def latest(self) -> TrainingState | None:
-        """The newest whole one; each damaged one on the way is named in a warning."""
+        """The newest whole one; each damaged one on the way is named in a warning.
+
+        Raises:
+            InputError: one may not be read, which is no damage: what it holds would be lost by going on without it.
+        """
         numbers = sorted({*self.rounds(), *self._halves()})
         while numbers:
             number = numbers.pop()
             try:
                 return self._load(number)
+            except PermissionError as error:
+                raise InputError(
+                    f"expected a checkpoint that can be read, got {error.filename} ({error.strerror}); change its "
+                    "permissions, or remove it to go on from the one before"
+                ) from error
             except DAMAGE as error:
                 instead = "the one before it is used" if numbers else "there is none before it, so the run starts again"
                 warnings.warn(f"the checkpoint {self._record(number)} is damaged ({error}); {instead}", stacklevel=2)

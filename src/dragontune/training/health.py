@@ -18,6 +18,7 @@ from dragontune.algorithms.base import COUNTS
 from dragontune.errors import NonFiniteError
 from dragontune.health import SATURATED, Finding, Health, collapse, troubles
 from dragontune.parallel import is_main
+from dragontune.training.checkpoint import Record
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SATURATING = ("beta_a_positive", "beta_a_negative")
@@ -116,6 +117,14 @@ def watch_over(history: list[dict[str, Any]], health: Health, told: set[str]) ->
     fallen = collapse(found) if health.stop_on_collapse else []
     if fallen and "stopped" not in history[-1]:
         history[-1] = {**history[-1], "stopped": _reason(found, fallen), "collapsed": fallen}
+
+
+def released(history: Sequence[Record], health: Health) -> list[Record]:
+    """The history to go on from: a run that a collapse ended goes on where `health` no longer asks for that."""
+    if history and "collapsed" in history[-1] and not health.stop_on_collapse:
+        kept = {name: value for name, value in history[-1].items() if name not in ("stopped", "collapsed")}
+        return [*history[:-1], kept]
+    return list(history)
 
 
 def _reason(found: Sequence[Finding], fallen: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from dragontune.parallel import connected, from_main, in_company, is_main, level
 from dragontune.seeding import Key
 from dragontune.training import guard, signals
 from dragontune.training.checkpoint import Record, TrainingState
-from dragontune.training.health import watch_over
+from dragontune.training.health import released, watch_over
 from dragontune.training.listening import Listening
 from dragontune.training.progress import Reporter, Silent
 from dragontune.training.rounds import Rounds
@@ -108,7 +108,7 @@ class Loop:
         memory = algorithm.memory()
         memory.clear()
         level(weights)
-        history, kept = self._resume(folder, weights, optimizer, memory, watch)
+        history, kept = self._resume(folder, weights, optimizer, memory, watch, health)
         mine = folder if is_main() else None
         state = TrainingState.of(weights, optimizer, history, memory, kept)
         told = {finding.key for finding in findings(history, health) if finding.verdict != "fine"}
@@ -185,6 +185,7 @@ class Loop:
         optimizer: torch.optim.Optimizer,
         memory: dict[str, torch.Tensor],
         watch: Watch | None,
+        health: Health,
     ) -> tuple[list[Record], list[torch.Tensor]]:
         """Put back the newest state, if there is one; the rounds that led to it, and the best weights for a `watch`."""
         if folder is None:
@@ -193,7 +194,7 @@ class Loop:
         state = TrainingState(*found) if found else None
         if state is not None:
             state.restore(weights, optimizer, memory)
-        history = list(state.history if state else ())
+        history = released(state.history if state else (), health)
         if is_main():
             folder.log.restart(history)
         if not watch:
