@@ -4,6 +4,7 @@ The key is the decoded media and not the file: a reward may show its encoder a w
 Left out: texts, and encoders that a reward makes for itself.
 """
 
+from abc import ABC
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
@@ -21,7 +22,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
-class Remembered(Encoder):
+class Remembering(Encoder, ABC):
     """An encoder whose embeddings of media come from a cache, or go there; one item at a time, on the CPU."""
 
     encoder: Encoder
@@ -62,48 +63,19 @@ class Remembered(Encoder):
 
 
 @dataclass(frozen=True, eq=False)
-class RememberedText(TextEncoder):
-    """The same for an encoder of texts too, which are embedded anew."""
+class Remembered(Remembering):
+    """Of media alone."""
 
-    encoder: TextEncoder
-    cache: EmbeddingCache
 
-    @property
-    def name(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the encoder."""
-        return self.encoder.name
+@dataclass(frozen=True, eq=False)
+class RememberedText(Remembering, TextEncoder):  # pyright: ignore[reportIncompatibleVariableOverride]
+    """Of texts too, which are embedded anew."""
 
-    @property
-    def dim(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the encoder."""
-        return self.encoder.dim
-
-    @property
-    def digest(self) -> str:
-        """As the encoder."""
-        return self.encoder.digest
-
-    @property
-    def needs_media(self) -> bool:
-        """As the encoder."""
-        return self.encoder.needs_media
-
-    @cached_property
-    def owner(self) -> bytes:
-        """Whose the embeddings are."""
-        return embedding_cache.identity(self.encoder)
-
-    def embed(self, media: Media) -> Embeddings:
-        """Looked up, or embedded."""
-        return _recalled(self.encoder, self.owner, self.cache, media)
+    encoder: TextEncoder  # pyright: ignore[reportIncompatibleVariableOverride] - frozen, so it may be narrower
 
     def embed_text(self, texts: Sequence[str]) -> Embeddings:
         """By the encoder."""
         return self.encoder.embed_text(texts)
-
-    def encode(self, samples: Samples) -> Embeddings:
-        """Files are looked up; what has latents is left to the encoder."""
-        return _encoded(self, self.encoder, samples)
 
 
 def remembering(part: R, cache: EmbeddingCache) -> R:
