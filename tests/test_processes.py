@@ -129,6 +129,16 @@ def test_the_same_run_on_any_number_of_processes(tmp_path: Path, count: int):
     assert {sharded for _, sharded, _ in made[0]} == {False, True}
 
 
+def test_the_same_bits_where_micro_batches_are_the_same(tmp_path: Path):
+    """Two rows at once: what one process does in four calls, each of two does in two."""
+    changed = {"pairs": 12, "batch": 8}
+    alone = {name: run(Toy(), name, 2, **changed) for name in ALGORITHMS}
+    made = company(2, lambda: {name: run(ShardedToy(), name, 2, **changed) for name in ALGORITHMS}, tmp_path)
+    for name, found in made[0].items():
+        assert found["adapter"].equal(alone[name]["adapter"]), name
+        assert found["numbers"] == alone[name]["numbers"], name
+
+
 def test_resuming_on_other_numbers_of_processes(tmp_path: Path):
     """Two processes begin, four and then one go on."""
     whole = run(Toy(), "dragon set", 7, rounds=4)

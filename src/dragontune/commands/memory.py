@@ -20,6 +20,7 @@ from dragontune.alive import Alive, everything, together
 from dragontune.evaluation.generations import Making
 from dragontune.rewards.base import Reward
 from dragontune.seeding import Key
+from dragontune.training.gradients import GradientSum
 from dragontune.training.loop import Loop
 
 FEW, MORE = 2, 4
@@ -183,10 +184,12 @@ def _round(
 
     def step() -> None:
         optimizer = torch.optim.Adam(weights, lr=1e-12)
-        for weight in weights:
-            weight.grad = torch.zeros_like(weight)
-        for part in torch.arange(len(prepared)).split(training)[:2]:
+        parts = torch.arange(len(prepared)).split(training)[:2]
+        gradients = GradientSum(weights, len(parts))
+        for part in parts:
             small.loss(prepared[part])[0].backward()
+            gradients.take()
+        gradients.hand_over()
         optimizer.step()
 
     _, trained = meter.measure(step)

@@ -3,8 +3,10 @@
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
+from math import ceil, fsum
 from typing import Any
 
 import torch
@@ -14,10 +16,11 @@ from dragontune.algorithms.base import COUNTS, Algorithm
 from dragontune.data import Rows
 from dragontune.errors import InputError
 from dragontune.health import Health
-from dragontune.parallel import add_up, everyone, portions, processes
+from dragontune.parallel import everyone, portions, processes
 from dragontune.seeding import Key
 from dragontune.training import guard
 from dragontune.training.checkpoint import Record
+from dragontune.training.gradients import GradientSum
 from dragontune.training.health import Tally, Update, unsound
 
 
@@ -93,27 +96,28 @@ class Rounds:
         """
         with torch.no_grad():
             prepared = self.algorithm.prepare(batch, key)
-        totals: dict[str, float] = {}
+        totals: dict[str, list[float]] = {}
         columns: dict[str, list[torch.Tensor]] = {}
-        for weight in self.weights:
-            weight.grad = torch.zeros_like(weight)
         total = sum(everyone(len(prepared)))
+        gradients = GradientSum(self.weights, ceil(len(prepared) / self.micro_batch))
         for portion in portions(torch.arange(len(prepared)), self.micro_batch, self.algorithm.generator.sharded):
             part, part_of_all = prepared[portion.rows], len(portion.rows) / total
             loss, metrics = self.algorithm.loss(part)
-            self.backward(loss * (part_of_all if portion.real else 0.0))
+            self.backward(loss * part_of_all)
             if not portion.real:
+                gradients.drop()
                 continue
+            gradients.take()
             for name, value in {**metrics, "loss": loss.item()}.items():
                 if isinstance(value, torch.Tensor):
                     columns.setdefault(name, []).append(value.detach().cpu())
                 else:
-                    totals[name] = totals.get(name, 0.0) + part_of_all * value
-        add_up(weight.grad for weight in self.weights if weight.grad is not None)
+                    totals.setdefault(name, []).append(part_of_all * value)
+        summed = gradients.hand_over()
         every = everyone((totals, {name: torch.cat(parts) for name, parts in columns.items()}))
-        totals = {name: sum(numbers[name] for numbers, _ in every) for name in totals}
+        totals = {name: total_of(chain.from_iterable(numbers[name] for numbers, _ in every)) for name in totals}
         rows = {name: torch.cat([by_row[name] for _, by_row in every]) for name in columns}
-        norm = torch.nn.utils.get_total_norm([weight.grad for weight in self.weights if weight.grad is not None])
+        norm = torch.nn.utils.get_total_norm(summed)
         totals["grad_norm"] = norm.item()
         totals["clipped_updates"] = float(totals["grad_norm"] > self.max_norm)
         if found := unsound(totals["loss"], totals["grad_norm"]):
@@ -130,6 +134,15 @@ def _enough(what: str, count: int) -> None:
             f"expected at least as many {what} as there are processes ({processes()}), got {count}; raise loop.pairs "
             "and loop.batch, or start fewer processes"
         )
+
+
+def total_of(numbers: Iterable[float]) -> float:
+    """Their sum, in whatever order they come; not finite where one of them is not, or where it is too large."""
+    listed = list(numbers)
+    try:
+        return fsum(listed)
+    except (OverflowError, ValueError):
+        return sum(listed)
 
 
 def peak_memory() -> int:
