@@ -131,7 +131,7 @@ def test_the_same_run_on_any_number_of_processes(tmp_path: Path, count: int):
 
 def test_the_same_bits_where_micro_batches_are_the_same(tmp_path: Path):
     """Two rows at once: what one process does in four calls, each of two does in two."""
-    changed = {"pairs": 12, "batch": 8}
+    changed: dict[str, Any] = {"pairs": 12, "batch": 8}
     alone = {name: run(Toy(), name, 2, **changed) for name in ALGORITHMS}
     made = company(2, lambda: {name: run(ShardedToy(), name, 2, **changed) for name in ALGORITHMS}, tmp_path)
     for name, found in made[0].items():

@@ -96,7 +96,7 @@ class Rounds:
         """
         with torch.no_grad():
             prepared = self.algorithm.prepare(batch, key)
-        totals: dict[str, list[float]] = {}
+        parts: dict[str, list[float]] = {}
         columns: dict[str, list[torch.Tensor]] = {}
         total = sum(everyone(len(prepared)))
         gradients = GradientSum(self.weights, ceil(len(prepared) / self.micro_batch))
@@ -112,10 +112,10 @@ class Rounds:
                 if isinstance(value, torch.Tensor):
                     columns.setdefault(name, []).append(value.detach().cpu())
                 else:
-                    totals.setdefault(name, []).append(part_of_all * value)
+                    parts.setdefault(name, []).append(part_of_all * value)
         summed = gradients.hand_over()
-        every = everyone((totals, {name: torch.cat(parts) for name, parts in columns.items()}))
-        totals = {name: total_of(chain.from_iterable(numbers[name] for numbers, _ in every)) for name in totals}
+        every = everyone((parts, {name: torch.cat(column) for name, column in columns.items()}))
+        totals = {name: total_of(chain.from_iterable(numbers[name] for numbers, _ in every)) for name in parts}
         rows = {name: torch.cat([by_row[name] for _, by_row in every]) for name in columns}
         norm = torch.nn.utils.get_total_norm(summed)
         totals["grad_norm"] = norm.item()
