@@ -12,7 +12,11 @@ from dragontune.algorithms.draft import Draft, DraftLv
 from dragontune.algorithms.objectives import Capped, Maximise, Target
 from dragontune.algorithms.refl import Refl
 from dragontune.data import Samples
+from dragontune.encoders.clap import TinyClap
 from dragontune.errors import InputError, NonFiniteError
+from dragontune.generators.adapters import Lora
+from dragontune.generators.checkpoint import Plan
+from dragontune.generators.pretrained import load
 from dragontune.rewards.alignment import Alignment
 from dragontune.rewards.base import DifferentiableReward, InstanceReward, Reward
 from dragontune.rewards.combine import DifferentiableSum
@@ -596,3 +600,21 @@ def test_a_reward_of_the_whole_set(micro_batch: int):
         [torch.zeros(1).expand_as(w) if g is None else g for g, w in zip(plain, chain.parameters(), strict=True)],
     )
     assert numbers["reward"] == pytest.approx(score.item(), rel=1e-5)
+
+
+def test_the_divergence_where_activations_are_computed_again():
+    """The frozen network's are with the adapter off, on the way back, too."""
+
+    def slopes(plan: Plan) -> list[Tensor]:
+        generator = load("tiny-music", Lora(rank=2), device="cpu", plan=plan)
+        with torch.no_grad():
+            for number, weight in enumerate(generator.parameters()):
+                weight.add_(0.02 * KEY.normal(torch.tensor([number]), weight.shape)[0])
+        algorithm = Draft(generator, Alignment(TinyClap()), Sampler(steps=3, guidance=2.0), last=2, kl=10.0)
+        asked, _ = algorithm.collect(PROMPTS[:2], KEY)
+        loss, numbers = algorithm.loss(algorithm.prepare(asked, KEY))
+        assert numbers["divergence"] > 0
+        return list(torch.autograd.grad(loss, list(generator.parameters())))
+
+    for one, other in zip(slopes(Plan()), slopes(Plan(checkpointing=True)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)

@@ -7,11 +7,11 @@ is its own reference and has nothing to train. Left out: mixtures of anything bu
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -20,12 +20,14 @@ from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dragontune import tensor_files
 from dragontune.errors import InputError
 from dragontune.generators import adapter_settings, lora_files
 from dragontune.generators.adapter_settings import LARGEST_RANK
 
+T = TypeVar("T")
 ADAPTER = "default"
 PREFIX = "base_model.model."  # what a PeftModel puts before the names of the network it wraps
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -107,6 +109,20 @@ def disabled(network: nn.Module) -> Iterator[None]:
     finally:
         for layer in layers:
             layer.enable_adapters(True)
+
+
+def computed_again(network: nn.Module, work: Callable[..., T], *inputs: object) -> T:
+    """What `work`, a part of the network, makes of its inputs; its activations are computed again on the way back.
+
+    They are with the adapter off if it is off now, though by then it is on again.
+    """
+    off = any(layer.disable_adapters for layer in _layers(network))
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), disabled(network) if off else nullcontext()
+
+    made: T = checkpoint(work, *inputs, use_reentrant=False, context_fn=contexts)  # pyright: ignore[reportAssignmentType]
+    return made
 
 
 @contextmanager

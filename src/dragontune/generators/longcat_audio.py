@@ -24,7 +24,6 @@ from diffusers.models.transformers.transformer_longcat_audio_dit import (
 from diffusers.pipelines.longcat_audio_dit.pipeline_longcat_audio_dit import LongCatAudioDiTPipeline, _normalize_text
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as computed_again
 
 from dragontune.data import Media, Rows
 from dragontune.errors import InputError
@@ -198,7 +197,7 @@ def let_blocks_be_computed_again(network: LongCatAudioDiTTransformer) -> None:
 
 def _forward(block: Any, forward: Callable[..., Tensor], **inputs: Any) -> Tensor:  # noqa: ANN401 - passed on
     if block.gradient_checkpointing and torch.is_grad_enabled():
-        return computed_again(forward, use_reentrant=False, preserve_rng_state=False, **inputs)
+        return block._gradient_checkpointing_func(partial(forward, **inputs))
     return forward(**inputs)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from logging import CRITICAL
 from pathlib import Path
@@ -131,7 +132,7 @@ def checkpointed(network: nn.Module) -> None:
             f"expected a network that can compute activations again, got {type(network).__name__}; leave out "
             "plan.checkpointing and lower loop.micro_batch"
         )
-    network.enable_gradient_checkpointing()
+    network.enable_gradient_checkpointing(partial(adapters.computed_again, network))
 
 
 def find(model: str, allow_pickle: bool = False) -> Path:

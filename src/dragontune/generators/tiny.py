@@ -15,7 +15,6 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint as computed_again
 
 
 class ConvNext(nn.Module):
@@ -206,8 +205,8 @@ class TinyDiT(ModelMixin, ConfigMixin):
         level = sinusoid(c_noise * 100, self.config["level_width"], 1000.0)
         level = self.level_out(functional.silu(self.level_in(level))).unflatten(1, (6, -1))
         for block in self.blocks:
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = computed_again(block, x, level, text, mask, use_reentrant=False)
+            if self._gradient_checkpointing_func and self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, level, text, mask)
             else:
                 x = block(x, level, text, mask)
         return self.leave(self.last_norm(x)).transpose(1, 2)
