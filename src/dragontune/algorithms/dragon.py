@@ -209,24 +209,34 @@ class Dragon(Algorithm[Demonstrations, Prepared]):
         }
 
     def _generate(self, prompts: Sequence[str], key: Key) -> tuple[Samples, Features]:
-        """One item a prompt, and its features; the media are let go. Shared among the processes."""
-        items = share(len(prompts))
-        frozen = self._by_reference(key, items)
+        """One item a prompt, and its features; the media are let go. Shared among the processes.
+
+        Each micro-batch is two calls where some of it is the frozen model's, so that it is the same whoever makes it.
+        """
         parts: list[tuple[Samples, Features]] = []
-        for group, weights in ((items[~frozen], nullcontext()), (items[frozen], self.generator.reference())):
-            with weights:
-                for portion in portions(group, self.micro_batch, self.generator.sharded):
-                    texts = [prompts[int(row)] for row in portion.rows]
-                    decode = self.reward.needs_media and portion.real
-                    samples = self.sampler.sample(
-                        self.generator, texts, key, items=portion.rows.tolist(), decode=decode
-                    )
-                    if portion.real:
-                        features = self.reward.encode(samples)
-                        parts.append((Samples(samples.prompts, samples.latents, None), features))
-        order = torch.cat([items[~frozen], items[frozen]]).argsort()
-        samples = Samples.join([samples for samples, _ in parts])[order]
-        features = join_columns([features for _, features in parts])[order]
+        order: list[Tensor] = []
+        for portion in portions(share(len(prompts)), self.micro_batch, self.generator.sharded):
+            frozen = self._by_reference(key, portion.rows)
+            for rows, weights in (
+                (portion.rows[~frozen], nullcontext),
+                (portion.rows[frozen], self.generator.reference),
+            ):
+                for group in portions(rows, self.micro_batch, self.generator.sharded):
+                    real, texts = portion.real and group.real, [prompts[int(row)] for row in group.rows]
+                    with weights():
+                        samples = self.sampler.sample(
+                            self.generator,
+                            texts,
+                            key,
+                            items=group.rows.tolist(),
+                            decode=self.reward.needs_media and real,
+                        )
+                        if real:
+                            parts.append((replace(samples, media=None), self.reward.encode(samples)))
+                            order.append(group.rows)
+        rows = torch.cat(order).argsort()
+        samples = Samples.join([samples for samples, _ in parts])[rows]
+        features = join_columns([features for _, features in parts])[rows]
         return gather_rows(samples), gather_rows(features)
 
     def _by_reference(self, key: Key, items: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
