@@ -4,7 +4,8 @@ import secrets
 import socket
 import threading
 import time
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -20,6 +21,7 @@ from dragontune.errors import InputError, LostService, NonFiniteError
 from dragontune.media.audio import Audio
 from dragontune.reference import Reference
 from dragontune.rewards import source
+from dragontune.rewards.base import DistributionReward
 from dragontune.rewards.combine import InstanceSum, Sum
 from dragontune.rewards.constrain import Constrained, Floor
 from dragontune.rewards.diversity import Vendi
@@ -31,7 +33,7 @@ from dragontune.rewards.remote import RemoteReward, RemoteSetReward
 from dragontune.rewards.signal import Loudness
 from dragontune.seeding import Key
 from fault_proxy import FAULTS, at_random, between
-from services import REWARDS, TOKEN, audio, clips, in_thread
+from services import REWARDS, TOKEN, ask, audio, clips, in_thread
 from small_runs import make_workplace
 
 QUICK: Any = {
@@ -185,6 +187,38 @@ def test_many_faults_on_a_set_make_no_wrong_one():
         there = divide(remote, remote.encode(both), both.prompts, Key(1))
         assert torch.equal(here.positive, there.positive)
         assert sum(proxy.done.values()) >= 5
+
+
+def test_a_full_service_says_so_also_while_a_large_body_is_on_its_way():
+    def slow(media, prompts):
+        time.sleep(0.6)
+        return [1.0] * len(prompts)
+
+    large = clips(1, length=2_000_000)
+    with in_thread(Function(slow), queue=1) as address, ThreadPoolExecutor(3) as pool:
+        remotes = [RemoteReward([address], retries=50, backoff=0.1, rest=60.0) for _ in range(3)]
+        assert [each.tolist() for each in pool.map(lambda remote: remote(large), remotes)] == [[1.0]] * 3
+        assert 'status="429"' in ask(address, path="/metrics")[1].decode()
+        assert [[each.failures for each in remote.line.circuits._all] for remote in remotes] == [[0]] * 3
+
+
+@dataclass(frozen=True, eq=False)
+class Torn(DistributionReward[torch.Tensor]):
+    def encode(self, samples):
+        return samples.latents.flatten(1)
+
+    def score(self, features):
+        return features.sum() * float("nan")
+
+
+def test_a_set_whose_value_became_nan_stops_its_division():
+    """Nothing is above NaN: without a word no exchange would be accepted any more."""
+
+    with in_thread(Torn()) as address:
+        remote = RemoteSetReward([address])
+        features = remote.encode(clips(6))
+        with pytest.raises(NonFiniteError, match="the reward of a set is nan"):
+            remote.swaps(features[torch.arange(3)], features[torch.arange(3, 6)])
 
 
 def test_features_that_are_not_finite_name_the_item():

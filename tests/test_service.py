@@ -1,9 +1,13 @@
 """A reward service on this machine: what it answers, and what it refuses, to whom."""
 
+import asyncio
 import json
 import socket
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +26,8 @@ from dragontune.rewards.pareto import Pareto
 from dragontune.rewards.served import Work
 from dragontune.rewards.signal import Loudness
 from dragontune.service import server
+from dragontune.service.app import Desk, Limits
+from dragontune.service.metrics import Metrics
 from dragontune.wire import VERSION, Message
 from services import TOKEN, ask, audio, clips, in_thread
 
@@ -171,6 +177,14 @@ def test_without_the_token_nothing_is_learnt(guarded):
     assert b"dragontune_service_items_total 2.0" in metrics
 
 
+def test_strangers_fill_no_log(capfd):
+    with in_thread(REWARD, TOKEN) as address:
+        assert raw(address, b"\x16\x03\x01 no HTTP\r\n\r\n").startswith(b"HTTP/1.1 400")
+        upgrade = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        assert raw(address, upgrade).startswith(b"HTTP/1.1 401")
+    assert capfd.readouterr().err == ""
+
+
 def test_two_tokens_are_no_token(guarded):
     head = f"GET /v1/info HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer no\r\nAuthorization: Bearer {TOKEN}\r\n\r\n"
     assert raw(guarded, head.encode()).startswith(b"HTTP/1.1 401")
@@ -246,6 +260,29 @@ def test_a_client_that_leaves_costs_no_reply(address):
     assert ask(address, request())[0].status == 200
 
 
+def test_a_full_disk_costs_lines_of_the_journal_and_no_reply():
+    with in_thread(REWARD, journal="/dev/full") as address:
+        assert ask(address, request())[0].status == 200
+
+
+def test_replies_that_are_kept_take_no_more_than_they_may():
+    desk = Desk(Work(REWARD), Limits(kept=5000), Metrics())
+    for number in range(20):
+        asyncio.run(desk._computed("/v1/encode", request(1, number), f"/v1/encode k{number} d"))
+        assert sum(len(reply) + len(key) for key, reply in desk.replies.items()) < 5000
+    assert list(desk.replies)[-1] == "/v1/encode k19 d"
+    assert 1 < len(desk.replies) < 5
+    desk.thread.shutdown()
+
+
+def test_a_reward_that_hangs_does_not_keep_the_process():
+    code = "import threading, time\nfrom dragontune.service.lone import Lone\nlone = Lone('x', 0.2)\n"
+    waits = "begun = threading.Event()\nlone.submit(lambda: (begun.set(), time.sleep(60)))\nbegun.wait()\n"
+    ends = "late = lone.submit(print, 'late')\nlone.shutdown(cancel_futures=True)\nprint(late.cancelled())"
+    done = subprocess.run([sys.executable, "-c", code + waits + ends], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
 def exemplars(tmp_path, seed=0):
     encoder = LogMel()
     return encoder, Reference.build(encoder, [audio(clips(6, seed, 4000))], "here")
@@ -275,6 +312,51 @@ def test_the_digest_is_of_what_decides_the_score(tmp_path):
     assert len(set(digests)) == len(digests)
     assert identity.digest(Function(f"{tmp_path}/sub/c.py:f")) == digests[9]
     assert identity.digest(SetFrechet(LogMel(), exemplars(tmp_path)[1])) == digests[4]
+
+
+def of_files(folder, name, **files):
+    """The digest of a function in a folder with these files, found by a fresh process."""
+    for file, content in files.items():
+        path = folder / f"{file.replace('__', '/')}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    code = "import sys; from dragontune.rewards import identity; from dragontune.rewards.function import Function\n"
+    code += f"print(identity.digest(Function({name!r})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def test_the_digest_is_also_of_what_own_code_imports(tmp_path):
+    body = "def f(media, prompts):\n    from parts.deep import K\n    import json\n    return [K] * len(prompts)\n"
+    first = of_files(
+        tmp_path, "rw.py:f", rw=body, parts__deep="from .deeper import K", parts__deeper="K = 1.0", other=""
+    )
+    assert first != of_files(tmp_path, "rw.py:f", parts__deeper="K = 2.0")
+    moved = of_files(tmp_path, "rw:f")
+    assert moved != of_files(tmp_path, "rw:f", parts__deeper="K = 1.0")
+    assert first == of_files(tmp_path, "rw.py:f", other="nobody = 'imports it'")
+
+
+class Constant:
+    def __init__(self, score):
+        self.score = score
+
+    def __call__(self, media, prompts):
+        return [self.score] * len(prompts)
+
+    def method(self, media, prompts):
+        return self(media, prompts)
+
+
+def constant(score, media, prompts):
+    return [score] * len(prompts)
+
+
+def test_the_digest_is_also_of_what_a_callable_holds():
+    made = [Constant, lambda score: Constant(score).method, lambda score: partial(constant, score)]
+    digests = {identity.digest(Function(make(score))) for make in made for score in (1.0, 2.0)}
+    assert len(digests) == 6
+    assert identity.digest(Function(Constant(1.0))) in digests
 
 
 def test_rewards_that_cannot_be_served(tmp_path):

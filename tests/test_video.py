@@ -1,7 +1,10 @@
 """Video: frames, key frames, grids, and files."""
 
 import importlib.util
+import socket
 import sys
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -231,6 +234,42 @@ def test_mp4(tmp_path):
     (tmp_path / "b.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:300])
     with pytest.raises(InputError, match=r"got .*b\.mp4"):
         video.read(tmp_path / "b.mp4")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="the extra `video` is not installed")
+def test_mp4_is_this_file_and_no_other(tmp_path, monkeypatch):
+    """FFmpeg takes names for addresses, and files for lists of other files, whatever they end in."""
+    monkeypatch.chdir(tmp_path)
+    clips(1, 4, 16, 16).write(Path("real.mp4"))
+    Path("list.mp4").write_text("ffconcat version 1.0\nfile real.mp4\n")
+    Path("concat:real.mp4|real.mp4").write_bytes(b"not a video")
+    heard = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=lambda: (listener.accept()[0].close(), heard.set()), daemon=True).start()
+        named = Path("http:", f"127.0.0.1:{listener.getsockname()[1]}", "x.mp4")
+        named.parent.mkdir(parents=True)
+        named.write_bytes(b"not a video")
+        for path in (Path("list.mp4"), Path("concat:real.mp4|real.mp4"), named):
+            with pytest.raises(InputError, match="expected a readable video"):
+                video.read(path)
+        assert not heard.wait(0.3)
+        socket.create_connection(listener.getsockname()).close()  # so that the thread ends
+
+
+@pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="the extra `video` is not installed")
+def test_damaged_mp4_is_refused_or_read(tmp_path):
+    clips(1, 4, 16, 16).write(tmp_path / "real.mp4")
+    content, random, refused = (tmp_path / "real.mp4").read_bytes(), np.random.default_rng(0), 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        for place in random.integers(len(damaged), size=random.choice([1, 3, 20])):
+            damaged[place] = random.integers(256)
+        (tmp_path / "damaged.mp4").write_bytes(damaged)
+        try:
+            assert video.read(tmp_path / "damaged.mp4").frames.isfinite().all()
+        except InputError:
+            refused += 1
+    assert 20 < refused < 300
 
 
 def test_a_plain_function_as_a_reward():

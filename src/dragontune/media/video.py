@@ -112,7 +112,9 @@ def read(path: str | Path) -> Video:
             frames, fps = _read_animation(path)
     except InputError:
         raise
-    except (OSError, ValueError) as error:
+    except MemoryError as error:
+        raise InputError(f"expected a video that fits into memory, got {path}; cut it, or remove the file") from error
+    except Exception as error:  # decoders of hostile content raise anything
         reason = str(error).partition("\n")[0]
         raise InputError(f"expected a readable video, got {path} ({reason}); replace or remove the file") from error
     return Video(images(frames)[None], fps)
@@ -202,7 +204,8 @@ def _mp4(frames: np.ndarray, fps: float) -> bytes:
 
 def _read_mp4(path: Path) -> tuple[np.ndarray, float]:
     av = _pyav()
-    with av.open(str(path)) as container:
+    # a file, not a name, which may be an address; and no format that lists other files
+    with path.open("rb") as file, av.open(file, format="mp4") as container:
         if not container.streams.video:
             raise InputError(f"expected a video, got {path} without pictures; replace or remove the file")
         stream = container.streams.video[0]

@@ -165,7 +165,8 @@ def exchange(
                 connected.settimeout(timeout)
                 if isinstance(connected, ssl.SSLSocket):
                     connected.do_handshake()
-                connection.request(method, path, body, dict(headers))
+                with suppress(BrokenPipeError, ConnectionResetError):  # an answer may come before all was sent
+                    connection.request(method, path, body, dict(headers))
                 answer = connection.getresponse()
                 reached = True
                 content = answer.read(largest + 1)

@@ -1,15 +1,19 @@
 """What a reward is, as one digest: two services, or a run and its continuation, have the same reward or they have not.
 
 It covers class names, every field, the encoders' and references' own digests, the content (not the place) of files that
-fields name, the source files of the user's own classes and functions, and the version of dragontune.
+fields name, the source files of the user's own classes and functions with what they import from beside them, and the
+version of dragontune. Left out: what a function that was made in another function remembers of it.
 """
 
 import hashlib
 import inspect
 import json
+import sys
 from dataclasses import fields, is_dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -18,7 +22,7 @@ from torch import Tensor, nn
 from dragontune.encoders.base import Encoder
 from dragontune.errors import InputError
 from dragontune.reference import Reference
-from dragontune.rewards import source
+from dragontune.rewards import own_code, source
 from dragontune.rewards.base import Reward
 from dragontune.rewards.exemplar import ExemplarReward
 from dragontune.wire import VERSION
@@ -62,8 +66,11 @@ def described(value: object) -> Any:  # noqa: ANN401 - JSON
             return {"class": _kind(type(value)), "fields": _fields(value)}
         case Reward():
             return {"class": _kind(type(value)), "fields": described(vars(value))}
+        case partial():
+            return {"partial": described(value.func), "given": described([value.args, value.keywords])}
         case _ if callable(value) and (file := source.file_of(value)):
-            return {"function": getattr(value, "__qualname__", type(value).__qualname__), "file": _content(Path(file))}
+            name = getattr(value, "__qualname__", type(value).__qualname__)
+            return {"function": name, "file": own_code.digest(Path(file)), "state": _state(value)}
         case torch.device():
             return "device"  # where something is computed is not what is computed
         case _:
@@ -82,13 +89,27 @@ def _fields(value: Any) -> dict[str, Any]:  # noqa: ANN401 - a dataclass
 
 def _text(text: str) -> object:
     """A text, with the content of the file that it names, if it names one, in place of the path."""
-    if files := source.digests(text):
-        return {"source": list(files.values()), "name": text.rpartition(":")[2]}
     try:
+        if (parts := source.NAMED.fullmatch(text)) and (file := _source(parts["file"], parts["module"])):
+            return {"source": own_code.digest(file), "name": text.rpartition(":")[2]}
         path = Path(text).expanduser()
         return {"file": _content(path)} if path.is_file() else text
     except (OSError, ValueError):
         return text
+
+
+def _source(file: str | None, module: str | None) -> Path | None:
+    """The source of what a text names, where it is there; of a module that was never imported nothing is known."""
+    known = file or getattr(sys.modules.get(module or ""), "__file__", None)
+    path = Path(known).expanduser() if known else None
+    return path if path is not None and path.suffix == ".py" and path.is_file() else None
+
+
+def _state(value: Any) -> Any:  # noqa: ANN401 - a callable, and JSON
+    """What an object that can be called, or the object of a method, holds."""
+    owner: Any = value.__self__ if isinstance(value, MethodType) else value
+    plain = isinstance(owner, type) or inspect.isroutine(inspect.unwrap(owner))
+    return None if plain else described(getattr(owner, "__dict__", {}))
 
 
 def _kind(kind: type) -> object:
@@ -96,7 +117,7 @@ def _kind(kind: type) -> object:
     if kind.__module__.startswith("dragontune."):
         return f"{kind.__module__}.{kind.__qualname__}"
     try:
-        return {"class": kind.__qualname__, "file": _content(Path(inspect.getfile(kind)))}
+        return {"class": kind.__qualname__, "file": own_code.digest(Path(inspect.getfile(kind)))}
     except (TypeError, OSError):
         return f"{kind.__module__}.{kind.__qualname__}"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from dragontune.data import Rows
 from dragontune.distances.swaps import Positions, Swaps
+from dragontune.errors import NonFiniteError
 from dragontune.wire import Message, WireError
 
 
@@ -114,6 +116,8 @@ class RemoteSwaps(Swaps):
 
         def read(reply: Message) -> _Composition:
             value, rounding = (float(reply.tensor(name, (), torch.float64)) for name in ("value", "rounding"))
+            if not (isfinite(value) and 0 <= rounding < inf):  # nothing would ever be an improvement on it
+                raise NonFiniteError(f"the reward of a set is {value} (to {rounding}) at the service: not finite")
             values, allowed = _answers(reply, (count,))
             known = dict(zip(zip(range(count), range(count), strict=True), _pairs(values, allowed), strict=True))
             return _Composition(value, rounding, reply.get("approximate", bool), reply.get("steep", bool), known)

@@ -13,7 +13,6 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -27,11 +26,16 @@ from dragontune.errors import InputError, NonFiniteError
 from dragontune.rewards.link import KIND, agrees, digest_field
 from dragontune.rewards.served import AnotherReward, Work
 from dragontune.service.door import Door
+from dragontune.service.lone import Lone
 from dragontune.service.metrics import Metrics
 from dragontune.wire import WireError
 
 LOG = logging.getLogger("dragontune.service")
 PATHS = ("/v1/encode", "/v1/score", "/v1/swaps")
+EACH = 1 << 10
+"""Bytes that even the smallest reply counts, for its key and its place."""
+PATIENCE = 5.0
+"""Seconds for a reward that hangs, when everything else has ended."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,9 @@ class Desk:
     admitted: int = 0
     running: dict[str, asyncio.Future[bytes]] = field(default_factory=dict)
     replies: OrderedDict[str, bytes] = field(default_factory=OrderedDict)
-    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "reward"))
+    held: int = 0
+    """Bytes of `replies`."""
+    thread: Lone = field(default_factory=lambda: Lone("reward", PATIENCE))
 
     async def answer(self, request: Request) -> Response:
         """A message for a message."""
@@ -158,8 +164,9 @@ class Desk:
         self.metrics.items.inc(items)
         self._note(path, key, items, time.monotonic() - start)
         self.replies[key] = reply
-        while sum(map(len, self.replies.values())) > self.limits.kept:
-            self.replies.popitem(last=False)
+        self.held += len(reply) + EACH
+        while self.held > self.limits.kept:
+            self.held -= len(self.replies.popitem(last=False)[1]) + EACH
         return reply
 
     def _note(self, path: str, key: str, items: int, seconds: float) -> None:
@@ -172,11 +179,14 @@ class Desk:
             "items": items,
             "seconds": round(seconds, 4),
         }
-        file = os.open(self.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         try:
-            os.write(file, json.dumps(line | {"process": os.getpid()}).encode() + b"\n")
-        finally:
-            os.close(file)
+            file = os.open(self.journal, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            try:
+                os.write(file, json.dumps(line | {"process": os.getpid()}).encode() + b"\n")
+            finally:
+                os.close(file)
+        except OSError as error:  # a full disk costs lines, not replies
+            LOG.warning("a line of the journal was lost (%s)", error.strerror)
 
 
 def create(
@@ -191,7 +201,7 @@ def create(
         if ready:
             ready(digest)
         yield
-        desk.thread.shutdown(wait=True)
+        desk.thread.shutdown(cancel_futures=True)
 
     async def info(_: Request) -> Response:
         content = json.dumps(work.info(limits.bytes)).encode()
