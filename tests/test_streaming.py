@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from torch import Tensor
 
 from dragontune.commands.reference import reference
 from dragontune.commands.score import measure, score
-from dragontune.data import Media, Samples
+from dragontune.data import Media, Rows, Samples
 from dragontune.distances.frechet import frechet_distance
 from dragontune.embedding_cache import EmbeddingCache
 from dragontune.encoders.base import Embeddings
@@ -217,6 +217,13 @@ def test_an_embedding_that_is_not_finite_names_its_file(tmp_path: Path):
         built(clips(tmp_path / "in", 4), Broken())
 
 
+@dataclass(frozen=True, eq=False)
+class Large(Rows):
+    """What one file was read to."""
+
+    data: Tensor
+
+
 def test_reading_ahead_keeps_order_and_is_bounded():
     most, now, lock = [0], [0], threading.Lock()
 
@@ -237,17 +244,25 @@ def test_reading_ahead_keeps_order_and_is_bounded():
     assert taken == 200
     assert most[0] <= decoding.AHEAD + 1
 
-    asked = list[int]()
+    for many in (1, 2, 5):
+        alive, peak, large = [0], [0], torch.zeros(1).expand(decoding.BYTES_AHEAD // 8)  # half of what may wait
 
-    def jobs():
-        for job in range(10):
-            asked.append(job)
-            yield job
+        def begin(
+            job: int, alive: list[int] = alive, peak: list[int] = peak, large: Tensor = large
+        ) -> tuple[int, Large]:
+            with lock:
+                alive[0] += 1
+                peak[0] = max(peak[0], alive[0])
+            return job, Large(large[None])
 
-    with ThreadPoolExecutor(2) as threads:
-        heavy = decoding.ahead(threads, work, jobs(), lambda _: decoding.BYTES_AHEAD)
-        assert next(heavy) == 0
-        assert asked == [0, 1]  # the second waits for the first to be taken
+        with decoding.pool(many) as threads:
+            for taken, (job, row) in enumerate(decoding.ahead(threads, begin, iter(range(40)))):
+                assert job == taken
+                assert decoding.weight(row) == decoding.BYTES_AHEAD // 2
+                time.sleep(0.002)
+                with lock:
+                    alive[0] -= 1
+        assert 3 <= peak[0] <= 3 + many + 1  # what may wait, the one that is used, and what is under way
     with decoding.pool(2) as threads, pytest.raises(ZeroDivisionError):
         list(decoding.ahead(threads, lambda job: 1 // job, [1, 0, 1]))
 

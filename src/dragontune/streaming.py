@@ -7,7 +7,6 @@ many threads read, nor on what the cache held. Left out: several devices at once
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, fields
 from itertools import islice
 from pathlib import Path
@@ -141,7 +140,7 @@ def embed_files(encoder: Encoder, kind: Kind, paths: Sequence[Path], reading: Re
     pace, batch = Pace(len(paths), reading.progress), list[_Job]()
     with decoding.pool(reading.threads) as threads:
         found = _looked_up(encoder, kind, paths, reading, threads)
-        for job in decoding.ahead(threads, lambda job: _decoded(job, kind), found, _weight):
+        for job in decoding.ahead(threads, lambda job: _decoded(job, kind), found):
             pace.step()
             if batch and not (job.media is not None and len(batch) < reading.batch and _together(batch, job)):
                 yield from _embedded(encoder, batch, reading.cache)
@@ -178,7 +177,7 @@ def alone(embeddings: Embeddings, row: int) -> Embeddings:
 
 
 def _looked_up(
-    encoder: Encoder, kind: Kind, paths: Sequence[Path], reading: Reading, threads: Executor
+    encoder: Encoder, kind: Kind, paths: Sequence[Path], reading: Reading, threads: decoding.Threads
 ) -> Iterable[_Job]:
     """Every file with what the cache knows of it."""
     cache = reading.cache
@@ -239,11 +238,6 @@ def _shape(media: Rows) -> tuple[object, ...]:
 def _numbers(media: Rows) -> int:
     columns = (getattr(media, each.name) for each in fields(media))
     return sum(column.numel() for column in columns if isinstance(column, Tensor))
-
-
-def _weight(job: _Job) -> int:
-    """Bytes of a file that has to be decoded."""
-    return 0 if job.found is not None else decoding.size(job.path)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:

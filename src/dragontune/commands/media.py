@@ -72,7 +72,7 @@ def readable(found: list[Item], reading: Reading | None = None) -> Iterator[tupl
     reading = reading or Reading(unreadable=Unreadable())
     pace, count = Pace(len(found), reading.progress), 0
     with decoding.pool(reading.threads) as threads:
-        for item, samples in decoding.ahead(threads, _decoded, found, lambda item: decoding.size(item.path)):
+        for item, samples in decoding.ahead(threads, _decoded, found):
             pace.step()
             if isinstance(samples, InputError):
                 reading.unreadable.add(item.path, samples)

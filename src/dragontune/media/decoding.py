@@ -7,22 +7,22 @@ would and cost no second copy of the program. Left out: reading parts of one lon
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TypeVar
+
+from torch import Tensor
 
 from dragontune.data import Rows
 from dragontune.errors import InputError
 
 AHEAD = 32
 """Files that are read before they are asked for."""
-BYTES_AHEAD = 1 << 24
-"""Of files: compressed audio takes up to 25 times as much in memory."""
-LEAST = 1 << 10
-"""Bytes that even the smallest file counts."""
+BYTES_AHEAD = 1 << 26
+"""In memory, of what was read and is not yet asked for."""
 
 J = TypeVar("J")
 R = TypeVar("R")
@@ -43,35 +43,60 @@ def workers() -> int:
     return max(1, min(8, len(usable)))
 
 
+class Threads(ThreadPoolExecutor):
+    """`count` of them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count, "dragontune-read")
+        self.count = count
+
+
 @contextmanager
-def pool(count: int) -> Iterator[Executor]:
+def pool(count: int) -> Iterator[Threads]:
     """Threads, which are let go at the end, done or not."""
-    threads = ThreadPoolExecutor(count, "dragontune-read")
+    threads = Threads(count)
     try:
         yield threads
     finally:
         threads.shutdown(wait=True, cancel_futures=True)
 
 
-def ahead(
-    threads: Executor, work: Callable[[J], R], jobs: Iterable[J], size: Callable[[J], int] = lambda _: LEAST
-) -> Iterator[R]:
+def ahead(threads: Threads, work: Callable[[J], R], jobs: Iterable[J]) -> Iterator[R]:
     """`work` of every job, in their order, some done before they are asked for.
 
-    At most `AHEAD` jobs wait, and no more than one where their `size` together exceeds `BYTES_AHEAD`.
+    How much a job leaves in memory is known only when it is done, so one more than there are threads are under way at
+    most; another begins where fewer than `AHEAD` results wait, of `BYTES_AHEAD` together.
     """
-    waiting: deque[tuple[Future[R], int]] = deque()
-    held = 0
+    waiting: deque[Future[tuple[int, R]]] = deque()
+
+    def weighed(job: J) -> tuple[int, R]:
+        result = work(job)
+        return weight(result), result
+
+    def full() -> bool:
+        done = [future for future in waiting if future.done()]
+        held = sum(future.result()[0] for future in done if not future.exception())
+        return len(waiting) >= AHEAD or len(waiting) - len(done) > threads.count or held > BYTES_AHEAD
+
     for job in jobs:
-        weight = max(LEAST, size(job))
-        while waiting and (len(waiting) >= AHEAD or held + weight > BYTES_AHEAD):
-            future, done = waiting.popleft()
-            held -= done
-            yield future.result()
-        waiting.append((threads.submit(work, job), weight))
-        held += weight
+        while waiting and full():
+            yield waiting.popleft().result()[1]
+        waiting.append(threads.submit(weighed, job))
     while waiting:
-        yield waiting.popleft()[0].result()
+        yield waiting.popleft().result()[1]
+
+
+def weight(value: object) -> int:
+    """Bytes of the tensors in rows, and in tuples of rows."""
+    match value:
+        case Tensor():
+            return value.numel() * value.element_size()
+        case tuple():
+            return sum(map(weight, value))
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return sum(weight(getattr(value, field.name)) for field in fields(value))
+        case _:
+            return 0
 
 
 def decode(path: Path, read: Callable[[Path], Rows]) -> Decoded:
@@ -80,14 +105,6 @@ def decode(path: Path, read: Callable[[Path], Rows]) -> Decoded:
         return Decoded(path, read(path))
     except InputError as error:
         return Decoded(path, None, error)
-
-
-def size(path: Path) -> int:
-    """Bytes; 0 where there is no such file."""
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0
 
 
 def content(path: Path) -> bytes | None:
