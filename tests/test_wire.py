@@ -10,11 +10,22 @@ from hypothesis import strategies as st
 
 from dragontune.data import Samples
 from dragontune.encoders.base import Embeddings
+from dragontune.errors import InputError
 from dragontune.media.audio import Audio
 from dragontune.media.image import Images
 from dragontune.media.video import Video
 from dragontune.rewards.combine import Parts
-from dragontune.wire import DEEPEST, LONGEST_HEADER, MOST_TENSORS, Message, WireError, not_finite, pack, unpack
+from dragontune.wire import (
+    DEEPEST,
+    LONGEST_HEADER,
+    MOST_AXES,
+    MOST_TENSORS,
+    Message,
+    WireError,
+    not_finite,
+    pack,
+    unpack,
+)
 
 
 def sent(value, allowed=None):
@@ -163,6 +174,20 @@ def test_a_damaged_body_is_refused_or_read(changes, length):
         content[place] = value
     with suppress(WireError):
         Message.load(bytes(content[:length]))
+
+
+@pytest.mark.parametrize(
+    ("header", "tensors"),
+    [
+        ({"prompts": ["x" * (LONGEST_HEADER + 1)]}, {}),
+        ({}, {"x": torch.zeros(2, dtype=torch.uint16)}),
+        ({}, {"x": torch.zeros([1] * (MOST_AXES + 1))}),
+        ({}, {f"x{number}": torch.zeros(1) for number in range(MOST_TENSORS + 1)}),
+    ],
+)
+def test_what_no_reader_would_take_is_not_sent(header, tensors):
+    with pytest.raises(InputError, match="fewer items"):
+        Message(header, tensors).dump()
 
 
 def test_fields_are_asked_for_by_type():

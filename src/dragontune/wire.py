@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dragontune.data import Rows
+from dragontune.errors import InputError
 
 VERSION = 1
 """Of this format; both sides must have the same."""
@@ -49,9 +50,21 @@ class Message:
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
 
     def dump(self) -> bytes:
-        """As one body."""
+        """As one body.
+
+        Raises:
+            InputError: `load` would refuse it, as it does texts of megabytes and numbers of rare types.
+        """
         copies = {name: _plain(tensor) for name, tensor in self.tensors.items()}
-        return safetensors.torch.save(copies, {"json": json.dumps(self.header, allow_nan=False)})
+        content = safetensors.torch.save(copies, {"json": json.dumps(self.header, allow_nan=False)})
+        try:
+            _checked(content)
+        except WireError as error:
+            raise InputError(
+                f"expected texts of {LONGEST_HEADER >> 20} MiB at most and numbers of usual types in what is sent, got "
+                f"{error}; send fewer items at once, or convert the tensors"
+            ) from None
+        return content
 
     @classmethod
     def load(cls, content: bytes) -> "Message":
