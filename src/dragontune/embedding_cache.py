@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from dragontune import own_code
 from dragontune.data import Media, Rows
 from dragontune.encoders.base import Embeddings, Encoder
 from dragontune.errors import InputError
@@ -246,14 +247,18 @@ def _unpacked(key: bytes, value: object) -> Embeddings | None:
 
 @cache
 def _code(module: str) -> str:
-    """A digest of the source of everything in the package that decodes or embeds, and of `module`."""
+    """A digest of the source of everything in the package that decodes or embeds, and of `module` with its imports."""
     package = Path(__file__).parent
     files = [path for part in ("encoders", "media", "generators") for path in sorted((package / part).rglob("*.py"))]
     own = getattr(sys.modules.get(module), "__file__", None)
     total = hashlib.sha256()
-    for path in [*files, *([Path(own)] if own else [])]:
+    ours = own is None or Path(own).is_relative_to(package)
+    for path in [*files, *([Path(own)] if own and ours else [])]:
         with suppress(OSError):
             total.update(hashlib.sha256(path.read_bytes()).digest())
+    if own and not ours:
+        with suppress(OSError):
+            total.update(own_code.digest(Path(own)).encode())
     return total.hexdigest()
 
 

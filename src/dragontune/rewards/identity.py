@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dragontune import own_code
 from dragontune.encoders.base import Encoder
 from dragontune.errors import InputError
 from dragontune.reference import Reference
-from dragontune.rewards import own_code, source
+from dragontune.rewards import source
 from dragontune.rewards.base import Reward
 from dragontune.rewards.exemplar import ExemplarReward
 from dragontune.wire import VERSION
