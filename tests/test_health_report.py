@@ -131,6 +131,13 @@ def test_runs_that_were_started_before_there_was_a_health_go_on(tmp_path, monkey
     assert "Health: " in (tmp_path / "run" / "README.md").read_text()
 
 
+def test_the_command_says_what_is_not_well_when_it_happens(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(make_workplace(tmp_path))
+    absurd = ["--algorithm.init_args.beta", "1e9", "--health.patience", "1", "--evaluation", "null"]
+    assert cli.run(["tune", "recipe.yaml", "--out", "run", *absurd]) == 0
+    assert "dragontune: warning: health, after round 2: " in capsys.readouterr().err
+
+
 def test_the_recipe_has_a_health_section(tmp_path, monkeypatch):
     monkeypatch.chdir(make_workplace(tmp_path))
     given = yaml.safe_load((tmp_path / "recipe.yaml").read_text()) | {"health": {"skips": 2, "stop_on_collapse": True}}

@@ -57,5 +57,6 @@ def test_what_a_launcher_says(monkeypatch: pytest.MonkeyPatch):
 )
 def test_launchers_that_are_refused(monkeypatch: pytest.MonkeyPatch, verb: str, told: dict[str, str], sentence: str):
     launched(monkeypatch, **told)
+    monkeypatch.setattr(launcher, "HEARD", 0.0)
     with pytest.raises(InputError, match=sentence):
         launcher.check(verb)

@@ -61,6 +61,25 @@ def test_two_nodes_without_a_common_disk(tmp_path: Path):
     assert (adapter(nodes[0] / "run") - adapter(nodes[0] / "whole")).abs().max() <= 1e-5
 
 
+def test_machines_with_other_prompts_are_refused(tmp_path: Path):
+    port = free_port()
+    nodes = [make_workplace(folder) for folder in (tmp_path / "0", tmp_path / "1") if not folder.mkdir()]
+    prompts = nodes[1] / "prompts.txt"
+    prompts.write_text(prompts.read_text() + "one more\n")
+    agents = [
+        start(
+            folder,
+            ["--nnodes=2", f"--node-rank={rank}", "--master-addr=localhost", f"--master-port={port}"],
+            *["tune", "recipe.yaml", "--out", "run", *SHORT],
+        )
+        for rank, folder in enumerate(nodes)
+    ]
+    said = "".join(agent.communicate(timeout=240)[1] for agent in agents)
+    assert said.count("expected the same prompts on all machines, got others at process 1") == 1, said
+    assert said.count("exitcode  : 2") == 2
+    assert not any((folder / "run").exists() for folder in nodes)
+
+
 def test_a_signal_to_the_launcher_saves(tmp_path: Path):
     folder = make_workplace(tmp_path)
     launcher = start(folder, ["--nproc-per-node=2"], "tune", "recipe.yaml", "--loop.rounds", "5000", *SHORT)

@@ -2,6 +2,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dragontune import cli
 from dragontune.commands import parsing
@@ -17,6 +18,26 @@ def test_it_can_be_read(path):
     recipe, text, _ = parsing.read_recipe(path, [])
     assert recipe.loop.rounds >= 1
     assert "class_path" in text
+
+
+REMOTE = """
+class_path: InstanceSum
+init_args:
+  rewards:
+    far: {class_path: RemoteReward, init_args: {addresses: ["http://%s:8750"], timeout: %d, chunk: %d}}
+"""
+
+
+def test_the_way_to_a_service_may_change_when_a_run_goes_on(tmp_path):
+    text = (RECIPES[0].parent / "smoke.yaml").read_text()
+
+    def fixed(place, timeout, chunk):
+        settings = yaml.safe_load(text) | {"reward": yaml.safe_load(REMOTE % (place, timeout, chunk))}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
+        return parsing.read_recipe(tmp_path / "recipe.yaml", [])[2]
+
+    assert fixed("gpu-1", 10, 4) == fixed("gpu-2", 20, 4)
+    assert fixed("gpu-1", 10, 4) != fixed("gpu-1", 10, 5)  # other batches are rounded otherwise
 
 
 def test_the_two_that_must_be_there():

@@ -4,6 +4,9 @@ Left out: launchers that set other variables, such as `mpirun` and `srun`; they 
 """
 
 import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from dragontune.errors import InputError
 
@@ -15,6 +18,8 @@ DECIDED = {
     "ACCELERATE_DYNAMO_BACKEND": ("plan.compile", ("no",)),
 }
 """Fields of a recipe that launchers have a say of their own about, and what they say by default."""
+HEARD = 10.0
+"""Seconds that the others leave the first process to say what all of them found: a launcher ends all when one ends."""
 
 
 def count() -> int:
@@ -28,6 +33,18 @@ def first() -> bool:
     return count() == 1 or os.environ["RANK"] == "0"
 
 
+@contextmanager
+def _said_first() -> Iterator[None]:
+    """Within it the others wait for the first process before they fail as well."""
+    try:
+        yield
+    except InputError:
+        if not first():
+            time.sleep(HEARD)
+        raise
+
+
+@_said_first()
 def check(verb: str) -> None:
     """InputError if several processes were started for a verb, or in a way, that cannot use them."""
     if count() == 1:

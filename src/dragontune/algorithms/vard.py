@@ -196,7 +196,7 @@ class Vard(Algorithm[Climb, Climb]):
             warnings.warn(
                 f"the value network predicts {self.reward.label} of held-out rollouts no better than their mean, so "
                 "there is nothing to climb; raise algorithm.value_rollouts, name value_prompts, or use Dragon",
-                stacklevel=2,
+                stacklevel=1,
             )
         return rollouts.counts(self.value_rollouts)
 

@@ -83,7 +83,7 @@ def fit_aesthetics(
         warnings.warn(
             f"the intervals are of {about['held_out']['prompts']} held-out prompts and mean little below {FEW}; rate "
             "clips of more prompts",
-            stacklevel=2,
+            stacklevel=1,
         )
 
 

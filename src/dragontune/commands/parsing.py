@@ -36,6 +36,12 @@ NEWER = {"guard": None, "precision": "float32", "start": None, "size": NOTHING, 
 """Fields with the defaults that they have in runs which were started before there were such fields."""
 NEWER_IN_ALGORITHM = {"bad_items": "stop", "most_bad_items": 0.1}
 """The same of an algorithm's."""
+ELSEWHERE = ("RemoteReward", "RemoteSetReward", "RayReward", "RaySetReward")
+FREE_ELSEWHERE = (
+    *("addresses", "token_variable", "connect", "timeout", "retries", "backoff", "longest_wait", "rest", "deadline"),
+    *("concurrency", "actors", "cpus", "gpus", "address"),
+)
+"""The way to a reward elsewhere, which may change with its machine; that it is the same one its digest says."""
 
 
 def encoder(name: str) -> Encoder:
@@ -82,7 +88,25 @@ def read_recipe(path: Path, overrides: list[str]) -> tuple[Recipe, str, str]:
     for name, default in NEWER_IN_ALGORITHM.items():
         if arguments.get(name) == default:
             arguments.pop(name)
-    return recipe, parser.dump(settings), json.dumps(fixed, indent=1, sort_keys=True)
+    return recipe, parser.dump(settings), json.dumps(_without_ways(fixed), indent=1, sort_keys=True)
+
+
+def _without_ways(value: Any) -> Any:  # noqa: ANN401 - a part of a recipe
+    """The same without `FREE_ELSEWHERE`."""
+    match value:
+        case {"class_path": str(kind), "init_args": dict(given)} if _elsewhere(kind):
+            kept = {name: _without_ways(member) for name, member in given.items() if name not in FREE_ELSEWHERE}
+            return {**value, "init_args": kept}
+        case dict():
+            return {name: _without_ways(member) for name, member in value.items()}
+        case list():
+            return [_without_ways(member) for member in value]
+        case _:
+            return value
+
+
+def _elsewhere(kind: str) -> bool:
+    return kind.startswith("dragontune.") and kind.rpartition(".")[2] in ELSEWHERE
 
 
 def read_steer(path: Path) -> tuple[Steer, dict[str, Any]]:

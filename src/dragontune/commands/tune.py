@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,9 +16,9 @@ from torch import Tensor
 from dragontune import launcher
 from dragontune.algorithms.base import Algorithm
 from dragontune.commands.recipe import START, Recipe, read_prompts
-from dragontune.errors import InterruptedRun, LostService
+from dragontune.errors import InputError, InterruptedRun, LostService
 from dragontune.evaluation.evaluate import evaluate
-from dragontune.parallel import by_main, from_main, is_main
+from dragontune.parallel import by_main, everyone, from_main, is_main
 from dragontune.rewards.elsewhere import services
 from dragontune.training import files
 from dragontune.training.card import Card
@@ -47,6 +48,8 @@ def tune(recipe: Recipe, text: str, fixed: str, out: Path, resume: bool, again: 
             say(f"There is nothing left to do in {out}.")
             return
         prompts = read_prompts(recipe.prompts)
+        _agree("recipe and options", text)
+        _agree("prompts", json.dumps(prompts))
         recipe = replace(recipe, plan=replace(recipe.plan, shard=recipe.plan.shard or launcher.sharded()))
         with _begun(recipe, out) as begun:
             algorithm = begun.build()
@@ -85,6 +88,15 @@ def say(sentence: str) -> None:
     """Print it, once for all processes."""
     if is_main():
         print(sentence)
+
+
+def _agree(what: str, text: str) -> None:
+    """InputError unless all processes have read the same: on another machine it may be an older file."""
+    digests = everyone(sha256(text.encode()).hexdigest())
+    if others := [rank for rank, digest in enumerate(digests) if digest != digests[0]]:
+        raise InputError(
+            f"expected the same {what} on all machines, got others at process {others[0]}; copy them from the first"
+        )
 
 
 @contextmanager

@@ -128,7 +128,7 @@ def evaluate(
         warnings.warn(
             f"subsets of {evaluation.subset} out of {len(prompts)} prompts have most prompts in common, so their win "
             "rates are near 0 or 1 by chance; lower evaluation.subset or add prompts",
-            stacklevel=2,
+            stacklevel=1,
         )
     key, tell = Key(seed).fold("evaluation"), progress or silent
     heard = spaced(len(prompts), evaluation.players)

@@ -73,7 +73,7 @@ def read(file: Path, kind: type[DiffusionPipeline], part: str, network: nn.Modul
         raise InputError(f"expected a LoRA for this model, got {file} ({reason}); use another") from error
     others = [name for name in weights if name.startswith(OTHER_PARTS)]
     if others and len(others) < len(weights):
-        warnings.warn(f"{file} also holds a LoRA of a text encoder, which is left out here", stacklevel=2)
+        warnings.warn(f"{file} also holds a LoRA of a text encoder, which is left out here", stacklevel=1)
     own = {name.removeprefix(f"{part}."): value for name, value in weights.items() if name not in others}
     own = {name.removeprefix("base_model.model."): value for name, value in own.items()}
     if not any("lora_A" in name for name in own):

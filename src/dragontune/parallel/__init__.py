@@ -237,7 +237,11 @@ def _gathered(tensor: Tensor, patience: timedelta | None) -> list[Tensor]:
 
 
 def _heard(rank: int, kind: str, sentence: str) -> Exception:
-    """The error of another process, as this one's."""
-    error = KINDS[kind](sentence) if kind in KINDS else InterruptedRun(f"process {rank} failed ({kind}: {sentence})")
+    """The error of another process, as this one's; the file that is missing may be missing there only."""
+    error = (
+        KINDS[kind](f"{sentence} (process {rank})")
+        if kind in KINDS
+        else InterruptedRun(f"process {rank} failed ({kind}: {sentence})")
+    )
     vars(error)["heard"] = True
     return error

@@ -31,7 +31,7 @@ class Circuits:
     ) -> None:
         self._all = [_Circuit() for _ in range(count)]
         self._opens, self._rest, self._clock = opens, rest, clock
-        self._lock, self._turn = threading.Lock(), 0
+        self._lock, self._turn, self._told = threading.Lock(), 0, float("-inf")
 
     def take(self) -> int | None:
         """An address to ask: one whose rest is over, else the least busy of those that are well; None: all rest."""
@@ -69,6 +69,15 @@ class Circuits:
         with self._lock:
             now = self._clock()
             return min(max(circuit.rests_until - now, 0.05) for circuit in self._all)
+
+    def may_tell(self, every: float = 60.0) -> bool:
+        """Whether nobody has told the user of trouble in so many seconds; whoever is told yes does."""
+        with self._lock:
+            now = self._clock()
+            if now - self._told < every:
+                return False
+            self._told = now
+            return True
 
     def _open(self, circuit: _Circuit) -> bool:
         return circuit.failures >= self._opens

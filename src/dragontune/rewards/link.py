@@ -7,6 +7,7 @@ is passed on; any other status is an InputError. What does not pass in time is a
 
 import json
 import time
+import warnings
 from abc import ABC, abstractmethod
 from base64 import b64decode, b64encode
 from collections.abc import Callable
@@ -29,6 +30,8 @@ KIND = "application/x-safetensors"
 
 LARGEST = 1 << 30
 """Bytes of a reply."""
+QUIET = 5.0
+"""Seconds of trouble that nobody is told of."""
 
 
 def digest_field(content: bytes) -> str:
@@ -125,6 +128,7 @@ class Line(ABC):
         while attempts < most and (left := until - time.monotonic()) > 0 and not stop.is_set():
             number = self.circuits.take()
             if number is None:
+                self._tell(trouble, time.monotonic() - started, until)
                 stop.wait(min(self.circuits.wait(), left))
                 continue
             attempts, well, wait = attempts + 1, None, 0.0
@@ -142,12 +146,22 @@ class Line(ABC):
                 trouble, well = f"{error} from {self.places[number]}", False
             finally:
                 self.circuits.give(number, well)
+            self._tell(trouble, time.monotonic() - started, until)
             if attempts < most:
                 stop.wait(self.patience.pause(attempts - 1, wait, key))
         raise LostService(
             f"expected an answer of the reward service at {', '.join(self.places)}, got {trouble} ({attempts} "
             f"attempts in {time.monotonic() - started:.0f} s); see to the service"
         )
+
+    def _tell(self, trouble: str, passed: float, until: float) -> None:
+        """Warn, now and then, of what has lasted for a while."""
+        if passed >= QUIET and self.circuits.may_tell():
+            left = max(0.0, until - time.monotonic())
+            warnings.warn(
+                f"no answer of the reward service for {passed:.0f} s ({trouble}); asking on for {left:.0f} s at most",
+                stacklevel=1,
+            )
 
 
 @dataclass(frozen=True, eq=False)

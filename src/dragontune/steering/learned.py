@@ -140,7 +140,7 @@ class LearnedValue(Foresight):
             warnings.warn(
                 f"the learnt value predicts {reward.label} of held-out rollouts no better than their mean (R^2 "
                 f"{fit:.2f}), so it chooses next to nothing; raise rollouts, or use PosteriorMean",
-                stacklevel=2,
+                stacklevel=1,
             )
         if self.file is not None:
             tensors = {PREFIX + name: weight.cpu().contiguous() for name, weight in learnt.value.state_dict().items()}

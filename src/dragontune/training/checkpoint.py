@@ -149,7 +149,7 @@ class Checkpoints:
                 ) from error
             except DAMAGE as error:
                 instead = "the one before it is used" if numbers else "there is none before it, so the run starts again"
-                warnings.warn(f"the checkpoint {self._record(number)} is damaged ({error}); {instead}", stacklevel=2)
+                warnings.warn(f"the checkpoint {self._record(number)} is damaged ({error}); {instead}", stacklevel=1)
         return None
 
     def rounds(self) -> list[int]:

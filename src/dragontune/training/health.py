@@ -112,7 +112,7 @@ def watch_over(history: list[dict[str, Any]], health: Health, told: set[str]) ->
     for finding in found:
         if finding.key not in told and is_main():
             now = history[-1]["round"]
-            warnings.warn(f"health, after round {now}: {finding.sentence()} (docs/health.md)", stacklevel=3)
+            warnings.warn(f"health, after round {now}: {finding.sentence()} (docs/health.md)", stacklevel=1)
         told.add(finding.key)
     fallen = collapse(found) if health.stop_on_collapse else []
     if fallen and "stopped" not in history[-1]:

@@ -255,5 +255,5 @@ def _warn_if_unnoticed(listening: Listening, folder: RunFolder, rounds: int) -> 
         warnings.warn(
             f"THE TUNING CHANGED NOTHING {sense}: after {rounds} rounds every clip in {folder.samples(rounds)} differs "
             f"from its untuned counterpart by less than {guard.SENSES[sense]}; raise loop.lr or loop.rounds",
-            stacklevel=3,
+            stacklevel=1,
         )

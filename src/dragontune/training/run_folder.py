@@ -98,7 +98,7 @@ class RunFolder:
         except OSError as error:  # file systems over a network often cannot
             warnings.warn(
                 f"{self.path} cannot be locked ({error.strerror}), so take care that no other process writes to it",
-                stacklevel=2,
+                stacklevel=1,
             )
 
     def check(self, fixed: str, resume: bool) -> None:
@@ -127,7 +127,7 @@ class RunFolder:
             warnings.warn(
                 f"{self._marker} is damaged, so nobody can tell whether this is the recipe that {self.path} was "
                 f"started with; {self.recipe} should be",
-                stacklevel=2,
+                stacklevel=1,
             )
         elif changes := _changes(before, fixed):
             shown, more = "; ".join(changes[:SHOWN]), len(changes) - SHOWN

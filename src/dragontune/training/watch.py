@@ -105,7 +105,7 @@ def inspect(
     elif (waited := _waited(history)) >= watch.patience and due(watch, history):
         reason = f"the guard stopped the run after round {number}: no new best in {waited} looks in a row"
         history[-1]["stopped"] = reason
-        warnings.warn(reason, stacklevel=2)
+        warnings.warn(reason, stacklevel=1)
     return copies(weights) if now is not before else list(kept)
 
 
@@ -137,7 +137,7 @@ def hand_over(
         "THE ADAPTER CHANGES NOTHING: at no look of the guard was there a sound model whose target is above the "
         f"untuned one's ({chosen.target:.4g}), so that one is handed over; lower loop.lr, add what fell to the reward, "
         "or loosen guard.tolerance",
-        stacklevel=3,
+        stacklevel=1,
     )
 
 
@@ -178,5 +178,5 @@ def _warn_if_unsound(number: int, found: Look) -> None:
         rest = "at none" if found["sound"] is None else f"at {found['sound']:g}"
         warnings.warn(
             f"after round {number} the guard finds the model not sound at LoRA scale {', '.join(wrong)}, sound {rest}",
-            stacklevel=3,
+            stacklevel=1,
         )
