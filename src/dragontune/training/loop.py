@@ -19,6 +19,7 @@ from dragontune.health import Health, findings, in_a_row
 from dragontune.parallel import connected, from_main, in_company, is_main, level
 from dragontune.seeding import Key
 from dragontune.training import guard, signals
+from dragontune.training.allocator import give_back
 from dragontune.training.checkpoint import Record, TrainingState
 from dragontune.training.health import released, watch_over
 from dragontune.training.listening import Listening
@@ -130,6 +131,7 @@ class Loop:
                     state = TrainingState.of(weights, optimizer, history, memory, kept)
                     if mine:
                         self._record(mine, state, trackers)
+                    give_back()
                 if watch and "look" not in history[-1]:
                     # in no checkpoint: a longer run would not make this look
                     kept = inspect(watch, history, weights, kept, algorithm.generator.sharded)
