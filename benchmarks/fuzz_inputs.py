@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def tree(draw: Draw, value: Any) -> Any:
         key = list(spot)[draw(st.integers(0, 10**6)) % len(spot)] if isinstance(spot, dict) else 0
         match draw(st.integers(0, 4)):
             case 0 | 1:
-                spot[key] = draw(st.sampled_from(VALUES + WORDS[:12]))
+                spot[key] = deepcopy(draw(st.sampled_from(VALUES + WORDS[:12])))  # it may be changed in turn
             case 2:
                 del spot[key]
             case 3 if isinstance(spot, dict):
