@@ -40,7 +40,6 @@ class Rounds:
     max_norm: float
     rate: Callable[[int], float]
     health: Health = field(default_factory=Health)
-    backward: Callable[[torch.Tensor], object] = torch.Tensor.backward
 
     def __call__(self, number: int, skipped: int = 0) -> Record:
         """Do round `number` (from 0; its record counts from 1) and say how it went.
@@ -103,7 +102,7 @@ class Rounds:
         for portion in portions(torch.arange(len(prepared)), self.micro_batch, self.algorithm.generator.sharded):
             part, part_of_all = prepared[portion.rows], len(portion.rows) / total
             loss, metrics = self.algorithm.loss(part)
-            self.backward(loss * part_of_all)
+            (loss * part_of_all).backward()
             if not portion.real:
                 gradients.drop()
                 continue
